@@ -1,0 +1,132 @@
+"""Floor 2: exact quantities of a tabular softmax policy on an enumerable token tree, in float64, without sampling.
+
+A policy is a tensor of logits `[*R, P, S, V]`: runs, prompts, states (prefixes; those of t tokens follow all shorter
+ones, numbered in base V with the first token most significant) and tokens. A bandit is T = 1: one state, V arms.
+All functions are differentiable with respect to the logits.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from etr.errors import InputError
+
+
+class TreeModel(Protocol):
+    """What is known of the environment: V, T and P(reward = 1) of each complete sequence, `[P, V**T]`."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def horizon(self) -> int: ...
+    @property
+    def success(self) -> Tensor: ...
+
+
+def log_policy(logits: Tensor, model: TreeModel) -> Tensor:
+    """log π(a|s) in nats, float64 `[*R, P, S, V]`; raises InputError for another shape or logits not finite."""
+    widths = _level_widths(model)
+    wanted = (model.success.shape[0], sum(widths), model.vocab_size)
+    if logits.shape[-3:] != wanted:
+        raise InputError(f"logits have shape {tuple(logits.shape)}; give {('...', *wanted)}".replace("'", ""))
+    if not bool(torch.isfinite(logits).all()):
+        where = (~torch.isfinite(logits)).nonzero()[0].tolist()
+        raise InputError(
+            f"logit at index {where} is {logits[tuple(where)].item()}; lower the learning rate or start again "
+            "from finite logits"
+        )
+    return logits.double().log_softmax(-1)
+
+
+def state_visits(logits: Tensor, model: TreeModel) -> Tensor:
+    """d(s): probability that an episode passes through state s, `[*R, P, S]`; each level sums to 1."""
+    return _visits(log_policy(logits, model), model)
+
+
+def action_values(logits: Tensor, model: TreeModel) -> Tensor:
+    """Q(s, a): expected reward after token a in state s, following the policy, `[*R, P, S, V]`."""
+    return _action_values(log_policy(logits, model), model)
+
+
+def expected_reward(logits: Tensor, model: TreeModel) -> Tensor:
+    """J_p = Σ_y π(y|p) P(reward = 1 | y, p), `[*R, P]`; the objective J is its mean over prompts.
+
+    >>> from types import SimpleNamespace
+    >>> bandit = SimpleNamespace(vocab_size=2, horizon=1, success=torch.tensor([[1.0, 0.5]]))
+    >>> expected_reward(torch.zeros(1, 1, 2), bandit)
+    tensor([0.7500], dtype=torch.float64)
+    """
+    log_probs = log_policy(logits, model)
+    root = _action_values(log_probs, model)[..., 0, :]
+    return (log_probs[..., 0, :].exp() * root).sum(-1)
+
+
+def policy_gradient(logits: Tensor, model: TreeModel) -> Tensor:
+    """∂J/∂z_{sa} = d(s) π(a|s) (Q(s, a) − Σ_b π(b|s) Q(s, b)) / P for J the mean over P prompts, `[*R, P, S, V]`.
+
+    The policy gradient theorem (Sutton et al., 1999) for softmax logits; for a bandit π_a (r_a − π·r) / P.
+    """
+    log_probs = log_policy(logits, model)
+    probs, values = log_probs.exp(), _action_values(log_probs, model)
+    advantages = values - (probs * values).sum(-1, keepdim=True)
+    return _visits(log_probs, model).unsqueeze(-1) * probs * advantages / model.success.shape[0]
+
+
+def sequence_entropy(logits: Tensor, model: TreeModel) -> Tensor:
+    """H(π(·|p)) = Σ_s d(s) H(π(·|s)) over complete sequences, nats per sequence, `[*R, P]`."""
+    log_probs = log_policy(logits, model)
+    return (_visits(log_probs, model) * -(log_probs.exp() * log_probs).sum(-1)).sum(-1)
+
+
+def entropy(logits: Tensor, model: TreeModel) -> Tensor:
+    """(1/T) Σ_t E[H(π(·|s_t))]: nats per token, over the full distribution and the policy's own states, `[*R, P]`."""
+    return sequence_entropy(logits, model) / model.horizon
+
+
+def kl(logits_p: Tensor, logits_q: Tensor, model: TreeModel) -> Tensor:
+    """KL(p ‖ q) / T = (1/T) Σ_s d_p(s) KL(p(·|s) ‖ q(·|s)), nats per token, `[*R, P]`.
+
+    Times T it is the KL divergence of the two distributions over complete sequences.
+    """
+    log_p, log_q = log_policy(logits_p, model), log_policy(logits_q, model)
+    per_state = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return (_visits(log_p, model) * per_state).sum(-1) / model.horizon
+
+
+def sequence_log_probs(logits: Tensor, model: TreeModel) -> Tensor:
+    """log π(y|p) of every complete sequence in nats, `[*R, P, V**T]`, in the order of `model.success`."""
+    levels = _levels(log_policy(logits, model), model)
+    total = torch.zeros_like(levels[0][..., 0])
+    for level in levels:
+        total = (total.unsqueeze(-1) + level).flatten(-2)
+    return total
+
+
+def _level_widths(model: TreeModel) -> list[int]:
+    return [model.vocab_size**t for t in range(model.horizon)]
+
+
+def _levels(table: Tensor, model: TreeModel) -> list[Tensor]:
+    """`[*R, P, S, V]` cut into T levels `[*R, P, V^t, V]`; flattening a level's last two gives the next level's states."""
+    return list(table.split(_level_widths(model), dim=-2))
+
+
+def _visits(log_probs: Tensor, model: TreeModel) -> Tensor:
+    """Forward induction: a state is reached by its parent's visits times the probability of its last token."""
+    visits = [torch.ones_like(log_probs[..., :1, 0])]
+    for level in _levels(log_probs.exp(), model)[:-1]:
+        visits.append((visits[-1].unsqueeze(-1) * level).flatten(-2))
+    return torch.cat(visits, -1)
+
+
+def _action_values(log_probs: Tensor, model: TreeModel) -> Tensor:
+    """Backward induction: Q of a token is the value of the state it leads to, and at the end the success probability."""
+    values: list[Tensor] = []
+    value = model.success.to(log_probs)
+    for level in reversed(_levels(log_probs.exp(), model)):
+        values.append(value.unflatten(-1, (-1, model.vocab_size)).expand_as(level))
+        value = (level * values[-1]).sum(-1)
+    return torch.cat(values[::-1], -2)

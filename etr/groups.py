@@ -1,0 +1,99 @@
+"""Floor 0: a group is the set of responses sampled for one prompt; its statistics are columns of the batch.
+
+They are computed once per rollout batch, before shuffling and micro-batching, because no later step sees whole groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from etr.errors import InputError
+
+
+@dataclass(frozen=True)
+class GroupStats:
+    """Statistics of each response's own group, repeated for every member. All `[*R, B]`.
+
+    `mean` is the success rate p, `var` the population variance (p(1−p) for 0/1 rewards, at most 1/4), both of rewards
+    mapped to [0, 1] by their declared range; `size` is the group size G.
+    """
+
+    mean: Tensor
+    var: Tensor
+    size: Tensor
+
+    def rows(self, index: slice | Tensor) -> GroupStats:
+        """The same statistics for a subset of the responses."""
+        return GroupStats(self.mean[..., index], self.var[..., index], self.size[..., index])
+
+    def is_binary(self) -> Tensor:
+        """Scalar bool tensor: were all rewards 0 or 1? For x in [0, 1], Var = p(1−p) holds exactly then."""
+        return torch.isclose(self.var, self.mean * (1 - self.mean), rtol=0.0, atol=1e-5).all()
+
+
+def group_stats(rewards: Tensor, group_ids: Tensor, reward_range: tuple[float, float] = (0.0, 1.0)) -> GroupStats:
+    """Mean, population variance and size of each response's group.
+
+    rewards: `[*R, B]`; group_ids: integers, `[B]` or `[*R, B]`, equal for responses to the same prompt.
+    Raises InputError for an empty batch, other shapes, and rewards outside `reward_range` or not finite.
+
+    >>> stats = group_stats(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([7, 7, 7, 7]))
+    >>> stats.mean[0].item(), stats.var[0].item(), stats.size[0].item()
+    (0.25, 0.1875, 4.0)
+    """
+    low, high = reward_range
+    groups = Groups(rewards, group_ids)
+    bad = ~((rewards >= low) & (rewards <= high))  # also true for NaN
+    if bool(bad.any()):
+        where = bad.nonzero()[0].tolist()
+        raise InputError(
+            f"reward {rewards[tuple(where)].item():g} at index {where} is outside [{low:g}, {high:g}]; "
+            "mend the reward function or declare the range with reward_range=(low, high)"
+        )
+    unit = (rewards - low) / (high - low)
+    mean = groups.mean(unit)
+    return GroupStats(mean, groups.mean((unit - mean) ** 2), groups.size)
+
+
+class Groups:
+    """Sums over groups for rewards `[*R, B]`, read back at each member's own place."""
+
+    def __init__(self, rewards: Tensor, group_ids: Tensor) -> None:
+        if rewards.ndim < 1 or rewards.shape[-1] == 0:
+            raise InputError(f"empty batch: rewards have shape {tuple(rewards.shape)}; give at least one response")
+        if not rewards.is_floating_point():
+            raise InputError(f"rewards have dtype {rewards.dtype}; give floating point numbers (rewards.float())")
+        if group_ids.shape not in (rewards.shape, rewards.shape[-1:]):
+            raise InputError(
+                f"group_ids have shape {tuple(group_ids.shape)} but rewards {tuple(rewards.shape)}; "
+                "give one id per response"
+            )
+        self.ids = _dense(group_ids, rewards.shape[-1]).expand(rewards.shape)
+        self.size = self.sum(torch.ones_like(rewards))
+
+    def sum(self, values: Tensor) -> Tensor:
+        totals = torch.zeros_like(values).scatter_add_(-1, self.ids, values)
+        return totals.gather(-1, self.ids)
+
+    def mean(self, values: Tensor) -> Tensor:
+        return self.sum(values) / self.size
+
+    def homogeneous(self, values: Tensor) -> Tensor:
+        """True where all values of the group are equal, decided exactly (a computed variance may round to 1e-17)."""
+        low = torch.full_like(values, torch.inf).scatter_reduce_(-1, self.ids, values, "amin")
+        high = torch.full_like(values, -torch.inf).scatter_reduce_(-1, self.ids, values, "amax")
+        return low.gather(-1, self.ids) == high.gather(-1, self.ids)
+
+
+def _dense(group_ids: Tensor, size: int) -> Tensor:
+    """Ids usable as places 0..size-1; labels of any other value are renumbered."""
+    ids = group_ids.long()
+    if int(ids.min()) >= 0 and int(ids.max()) < size:
+        return ids
+    # Renumbering over all runs together could need more than `size` places, so each run gets its own numbers.
+    flat = ids.reshape(-1, size)
+    dense = torch.stack([torch.unique(row, return_inverse=True)[1] for row in flat])
+    return dense.reshape(ids.shape)

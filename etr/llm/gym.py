@@ -1,0 +1,61 @@
+"""Procedural tasks of reasoning-gym, with its own scorers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from importlib.util import find_spec
+from typing import Any
+
+from etr.errors import FieldError, InputError, unknown
+from etr.llm.grading import final_answer, parse_number, same_answer
+from etr.llm.tasks import Config, Item, user
+
+ARITHMETIC = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+DRAWS_PER_ITEM = 20  # questions repeat, and the split keeps only some of them
+
+
+def load(name: str, seed: int, size: int, config: Config) -> tuple[Iterator[Item], Callable[[Item, str], float]]:
+    """Items and scorer of the dataset `name`; "arithmetic" is chain_sum with two one-digit terms and a short prompt."""
+    if find_spec("reasoning_gym") is None:
+        raise InputError(f"task '{name}' needs reasoning-gym: pip install reasoning-gym (or give a .jsonl file)")
+    if name == "arithmetic":
+        data = _dataset("chain_sum", seed, size, {**ARITHMETIC, **config})
+        return (_short(entry) for entry in data), _scorer(data)
+    data = _dataset(name, seed, size, config)
+    return (Item(user(entry["question"]), str(entry["answer"]), entry) for entry in data), _scorer(data)
+
+
+def _short(entry: Mapping[str, Any]) -> Item:
+    """An answer-only wording: completions of a few tokens, and right often enough for a small chat model to learn."""
+    text = f"What is {entry['metadata']['expression']}? Answer with only the number."
+    return Item(user(text), str(entry["answer"]), entry)
+
+
+def _dataset(name: str, seed: int, size: int, config: Config) -> Any:
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        raise InputError(unknown("task", name, [*DATASETS, "arithmetic", "copy"]))
+    options = {f.name for f in fields(DATASETS[name][1])} - {"seed", "size"}
+    for key in config:
+        if key not in options:
+            raise FieldError(unknown(f"option of task {name}", key, options))
+    try:
+        return reasoning_gym.create_dataset(name, seed=seed, size=DRAWS_PER_ITEM * size, **config)
+    except Exception as error:  # its configs check themselves with assertions and errors of many kinds
+        raise InputError(f"task '{name}' refuses the options {dict(config)}: {error}; mend them") from error
+
+
+def _scorer(data: Any) -> Callable[[Item, str], float]:
+    def score(item: Item, completion: str) -> float:
+        candidate = final_answer(completion, item.answer)
+        if parse_number(item.answer) is not None and same_answer(candidate, item.answer):
+            return 1.0
+        try:
+            return float(data.score_answer(candidate, item.entry))
+        except Exception:  # some scorers parse the text and fail on what they cannot read: that is a wrong answer
+            return 0.0
+
+    return score

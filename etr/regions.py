@@ -1,0 +1,33 @@
+"""Floor 1: trust regions as intervals of the ratio. This is where methods differ most; the heart of the project."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from etr.batch import Region
+
+
+def interval(eps_low: Tensor, eps_high: Tensor) -> Region:
+    """[1 − ε_low, 1 + ε_high] from half-widths that broadcast to `[*R, B, T]`."""
+    return Region(1 - eps_low, 1 + eps_high)
+
+
+def fixed(eps_low: float, eps_high: float, like: Tensor) -> Region:
+    """The same interval for every token (PPO, GRPO, DAPO), in the dtype of `like`.
+
+    >>> fixed(0.25, 0.5, torch.zeros(2, 3))
+    Region(low=tensor(0.7500), high=tensor(1.5000))
+    """
+    return interval(like.new_full((), eps_low), like.new_full((), eps_high))
+
+
+def unbounded(like: Tensor) -> Region:
+    """No region: every ratio in [0, ∞) is allowed."""
+    return Region(like.new_zeros(()), like.new_full((), torch.inf))
+
+
+def elastic(scale: Tensor, eps_low: float, eps_high: float, eps_min: float, eps_max: float) -> Region:
+    """ε_i = clamp(ε·scale_i, ε_min, ε_max) for each bound; scale carries no gradient."""
+    low, high = ((eps * scale).clamp(eps_min, eps_max) for eps in (eps_low, eps_high))
+    return interval(low, high)
