@@ -1,0 +1,189 @@
+"""Floor 4: a recipe is what gets trained, compared and promoted: an objective, its advantage and the optimiser's settings.
+
+Loaded from an objective's name, a YAML file, or `module:Name`; one loader for the toy and the LLM trainer. A sampler or
+a controller will be further fields here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from torch import Tensor
+
+from etr.advantages import get_estimator
+from etr.errors import FieldError, InputError, unknown
+from etr.objective import Objective
+from etr.registry import get, list_objectives
+
+T = TypeVar("T", bound=Any)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How a rollout batch is used. Raises FieldError for values out of range.
+
+    lr: learning rate, None for the trainer's own default (scales differ between a table and an LLM);
+    updates: optimiser steps on each rollout batch, K; the region matters only from the second on;
+    micro_batches: parts of the batch whose gradients are added before each step;
+    max_grad_norm: gradient clipping (LLM trainer), None for none; weight_decay: AdamW's (LLM trainer).
+    """
+
+    lr: float | None = None
+    updates: int = 4
+    micro_batches: int = 1
+    max_grad_norm: float | None = 1.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("updates", 1), ("micro_batches", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise FieldError(f"optimizer.{name} is {value!r}; give a whole number of at least {least}")
+        for name in ("lr", "max_grad_norm", "weight_decay"):
+            value = getattr(self, name)
+            ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+            if not (ok or (value is None and name != "weight_decay")):
+                raise FieldError(f"optimizer.{name} is {value!r}; give a number of at least 0, such as 1.0e-5")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An objective with everything that its training needs besides data.
+
+    advantage: a name in `etr.advantages.ESTIMATORS`, or None for the objective's own.
+    """
+
+    name: str
+    objective: Objective
+    advantage: str | None = None
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+
+    def __post_init__(self) -> None:
+        if self.advantage is not None:
+            get_estimator(self.advantage)
+
+    def advantages(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
+        """Rewards `[*R, B]` to advantages `[*R, B]`."""
+        if self.advantage is None:
+            return self.objective.advantage(rewards, group_ids)
+        return get_estimator(self.advantage)(rewards, group_ids)
+
+    def replace(self, overrides: Mapping[str, object]) -> Recipe:
+        """The recipe with some fields changed, by plain or dotted name: `{"micro": 0.3, "optimizer.lr": 0.1}`."""
+        recipe = self
+        for key, value in overrides.items():
+            group, _, name = key.rpartition(".")
+            if key == "advantage":
+                recipe = _replace(recipe, "recipe", {key: value})
+            elif group == "optimizer":
+                recipe = dataclasses.replace(recipe, optimizer=_replace(recipe.optimizer, "optimizer", {name: value}))
+            elif group in ("", "objective"):
+                kind = f"objective '{self.objective.name}'"
+                recipe = dataclasses.replace(recipe, objective=_replace(recipe.objective, kind, {name: value}))
+            else:
+                raise FieldError(unknown("recipe section", group, ("objective", "optimizer")))
+        return recipe
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as `load_recipe` reads them from YAML."""
+        return {
+            "name": self.name,
+            "objective": {"name": self.objective.name, **dataclasses.asdict(self.objective)},
+            "advantage": self.advantage,
+            "optimizer": dataclasses.asdict(self.optimizer),
+        }
+
+
+def load_recipe(source: str | os.PathLike[str], overrides: Mapping[str, object] | None = None) -> Recipe:
+    """A recipe from an objective's name, a `.yaml` file, or `module:Name` of an Objective class, object or Recipe.
+
+    Raises InputError naming the nearest valid name, the missing file, or the wrong key.
+    """
+    text = os.fspath(source)
+    if text.endswith((".yaml", ".yml")):
+        recipe = recipe_from_dict(_read_yaml(Path(text)), default_name=Path(text).stem, where=text)
+    elif ":" in text:
+        recipe = _from_module(text)
+    elif text in list_objectives():
+        recipe = Recipe(text, get(text))
+    else:
+        hint = "; or give a .yaml file or module:Class"
+        raise InputError(unknown("recipe", text, list_objectives()) + hint)
+    return recipe.replace(overrides or {})
+
+
+def recipe_from_dict(data: Mapping[str, Any], default_name: str, where: str) -> Recipe:
+    """The recipe that a mapping describes; `where` names its source in error messages."""
+    try:
+        valid = [f.name for f in dataclasses.fields(Recipe)]
+        for key in data:
+            if key not in valid:
+                raise FieldError(unknown("key", str(key), valid))
+        if "objective" not in data:
+            raise FieldError("the key 'objective' is missing; add for example `objective: etr`")
+        spec = data["objective"]
+        fields = {"name": spec} if isinstance(spec, str) else dict(_mapping("objective", spec))
+        objective = get(str(fields.pop("name", None)), **fields)
+        optimizer = _replace(OptimizerSettings(), "optimizer", _mapping("optimizer", data.get("optimizer") or {}))
+        return Recipe(str(data.get("name", default_name)), objective, data.get("advantage"), optimizer)
+    except InputError as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def _mapping(name: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise FieldError(f"'{name}' is {value!r}; write its fields as `key: value` lines below it")
+    return value
+
+
+def _replace(target: T, kind: str, changes: Mapping[str, object]) -> T:
+    valid = [f.name for f in dataclasses.fields(target)]
+    for key in changes:
+        if key not in valid:
+            raise FieldError(unknown(f"field of {kind}:", key, valid))
+    return dataclasses.replace(target, **changes)
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"recipe file {path} does not exist; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, Mapping):
+        raise InputError(f"recipe file {path} holds no settings; start with `objective: etr`")
+    return data
+
+
+def _from_module(text: str) -> Recipe:
+    module_name, _, attribute = text.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a user's own module lies in the folder the command is run from
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"recipe {text}: {error}; run the command in the folder that holds {module_name}.py") from None
+    if not hasattr(module, attribute):
+        names = [n for n in vars(module) if not n.startswith("_")]
+        raise InputError(f"recipe {text}: " + unknown("name", attribute, names))
+    value = getattr(module, attribute)
+    if isinstance(value, type) and issubclass(value, Objective):
+        value = value()
+    if isinstance(value, Objective):
+        if not hasattr(type(value), "name"):
+            type(value).name = attribute  # an unregistered class is called by its own name
+        return Recipe(value.name, value)
+    if isinstance(value, Recipe):
+        return value
+    raise InputError(f"recipe {text} is a {type(value).__name__}; it must be an Objective class or object, or a Recipe")
