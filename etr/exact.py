@@ -1,8 +1,8 @@
-"""Floor 2: exact quantities of a tabular softmax policy on an enumerable token tree, in float64, without sampling.
+"""Floor 2: exact quantities of a tabular softmax policy on an enumerable token tree, float64, no sampling.
 
-A policy is a tensor of logits `[*R, P, S, V]`: runs, prompts, states (prefixes; those of t tokens follow all shorter
-ones, numbered in base V with the first token most significant) and tokens. A bandit is T = 1: one state, V arms.
-All functions are differentiable with respect to the logits.
+A policy is a tensor of logits `[*R, P, S, V]`: runs, prompts, states and tokens. States are the prefixes
+shorter than T: that of t tokens with base-V number n (first token most significant) is state Σ_{k<t} V^k + n.
+A bandit is T = 1: one state, V arms. All functions are differentiable in the logits.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ class TreeModel(Protocol):
 
 
 def log_policy(logits: Tensor, model: TreeModel) -> Tensor:
-    """log π(a|s) in nats, float64 `[*R, P, S, V]`; raises InputError for another shape or logits not finite."""
-    widths = _level_widths(model)
-    wanted = (model.success.shape[0], sum(widths), model.vocab_size)
-    if logits.shape[-3:] != wanted:
-        raise InputError(f"logits have shape {tuple(logits.shape)}; give {('...', *wanted)}".replace("'", ""))
+    """log π(a|s) in nats, float64 `[*R, P, S, V]`; InputError for another shape, NaN and infinity."""
+    prompts, states, vocab = model.success.shape[0], sum(_level_widths(model)), model.vocab_size
+    if logits.shape[-3:] != (prompts, states, vocab):
+        raise InputError(
+            f"logits have shape {tuple(logits.shape)}; give [..., {prompts}, {states}, {vocab}] "
+            "(prompts, states, tokens)"
+        )
     if not bool(torch.isfinite(logits).all()):
         where = (~torch.isfinite(logits)).nonzero()[0].tolist()
         raise InputError(
-            f"logit at index {where} is {logits[tuple(where)].item()}; lower the learning rate or start again "
-            "from finite logits"
+            f"logit at index {where} is {logits[tuple(where)].item()}; "
+            "lower the learning rate or start from finite logits"
         )
     return logits.double().log_softmax(-1)
 
@@ -65,9 +67,10 @@ def expected_reward(logits: Tensor, model: TreeModel) -> Tensor:
 
 
 def policy_gradient(logits: Tensor, model: TreeModel) -> Tensor:
-    """∂J/∂z_{sa} = d(s) π(a|s) (Q(s, a) − Σ_b π(b|s) Q(s, b)) / P for J the mean over P prompts, `[*R, P, S, V]`.
+    """∂J/∂z_{sa} = d(s) π(a|s) (Q(s, a) − Σ_b π(b|s) Q(s, b)) / P, `[*R, P, S, V]`.
 
-    The policy gradient theorem (Sutton et al., 1999) for softmax logits; for a bandit π_a (r_a − π·r) / P.
+    J is the mean over P prompts. The policy gradient theorem (Sutton et al., 1999) for softmax logits;
+    for a bandit it reads π_a (r_a − π·r) / P.
     """
     log_probs = log_policy(logits, model)
     probs, values = log_probs.exp(), _action_values(log_probs, model)
@@ -82,7 +85,7 @@ def sequence_entropy(logits: Tensor, model: TreeModel) -> Tensor:
 
 
 def entropy(logits: Tensor, model: TreeModel) -> Tensor:
-    """(1/T) Σ_t E[H(π(·|s_t))]: nats per token, over the full distribution and the policy's own states, `[*R, P]`."""
+    """(1/T) Σ_t E[H(π(·|s_t))] over the states the policy visits: nats per token, `[*R, P]`."""
     return sequence_entropy(logits, model) / model.horizon
 
 
@@ -110,12 +113,12 @@ def _level_widths(model: TreeModel) -> list[int]:
 
 
 def _levels(table: Tensor, model: TreeModel) -> list[Tensor]:
-    """`[*R, P, S, V]` cut into T levels `[*R, P, V^t, V]`; flattening a level's last two gives the next level's states."""
+    """`[*R, P, S, V]` cut into T levels `[*R, P, V^t, V]`; the last two dimensions flat: next states."""
     return list(table.split(_level_widths(model), dim=-2))
 
 
 def _visits(log_probs: Tensor, model: TreeModel) -> Tensor:
-    """Forward induction: a state is reached by its parent's visits times the probability of its last token."""
+    """Forward induction: a state's visits are its parent's times the probability of its last token."""
     visits = [torch.ones_like(log_probs[..., :1, 0])]
     for level in _levels(log_probs.exp(), model)[:-1]:
         visits.append((visits[-1].unsqueeze(-1) * level).flatten(-2))
@@ -123,7 +126,7 @@ def _visits(log_probs: Tensor, model: TreeModel) -> Tensor:
 
 
 def _action_values(log_probs: Tensor, model: TreeModel) -> Tensor:
-    """Backward induction: Q of a token is the value of the state it leads to, and at the end the success probability."""
+    """Backward induction: Q of a token is the value of the state it leads to, at the end the reward's."""
     values: list[Tensor] = []
     value = model.success.to(log_probs)
     for level in reversed(_levels(log_probs.exp(), model)):

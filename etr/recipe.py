@@ -32,21 +32,22 @@ class OptimizerSettings:
 
     lr: learning rate, None for the trainer's own default (scales differ between a table and an LLM);
     updates: optimiser steps on each rollout batch, K; the region matters only from the second on;
-    micro_batches: parts of the batch whose gradients are added before each step;
+    micro_batches: parts of the batch whose gradients are added before each step, None for the trainer's own default;
     max_grad_norm: gradient clipping (LLM trainer), None for none; weight_decay: AdamW's (LLM trainer).
     """
 
     lr: float | None = None
     updates: int = 4
-    micro_batches: int = 1
+    micro_batches: int | None = None
     max_grad_norm: float | None = 1.0
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("updates", 1), ("micro_batches", 1)):
+        for name in ("updates", "micro_batches"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise FieldError(f"optimizer.{name} is {value!r}; give a whole number of at least {least}")
+            ok = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not (ok or (value is None and name == "micro_batches")):
+                raise FieldError(f"optimizer.{name} is {value!r}; give a whole number of at least 1")
         for name in ("lr", "max_grad_norm", "weight_decay"):
             value = getattr(self, name)
             ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")

@@ -1,7 +1,7 @@
 """Floor 2: what a handful of seeds can and cannot say. All randomness comes from the generator handed in.
 
-Intervals are percentile bootstrap intervals. Seeds (or items) are resampled, because a rerun would change them;
-environments are strata: they stay as they are, and none lends its scores to another.
+Intervals are percentile bootstrap intervals. Seeds (or items) are resampled, because a rerun would change
+them; environments are strata: they stay as they are, and none lends its scores to another.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def pass_at_k(n: Tensor, c: Tensor, k: int) -> Tensor:
     """
     n, c = n.double(), c.double()
     if k < 1 or bool((k > n).any()):
-        raise InputError(f"pass@{k} needs 1 <= k <= n, but the least n is {n.min():g}; sample more or lower k")
+        raise InputError(f"pass@{k} needs 1 <= k <= n, but some n is {n.min():g}; sample more or lower k")
     if bool(((c < 0) | (c > n)).any()):
         raise InputError("pass@k got a count of right answers below 0 or above n; count each answer once")
     drawn = torch.arange(k, dtype=torch.float64, device=n.device)
@@ -55,14 +55,14 @@ def iqm(x: Tensor, dim: int = -1) -> Tensor:
     """Interquartile mean: drop the ⌊n/4⌋ smallest and the ⌊n/4⌋ largest values along `dim`, average the rest.
 
     This is scipy's `trim_mean(x, 0.25)`, as in rliable (Agarwal et al. 2021, 2108.13264); for n < 4 it is the
-    mean. Raises InputError for NaN and for a dimension that is empty or does not exist.
+    mean. Raises InputError for values that are not finite and for a dimension that is empty or not there.
 
     >>> iqm(torch.tensor([0.0, 1.0, 2.0, 3.0, 100.0]))
     tensor(2.)
     """
     if not -x.ndim <= dim < x.ndim or x.shape[dim] == 0:
-        raise InputError(f"iqm has nothing to average along dim {dim} of {tuple(x.shape)}; choose another dim")
-    _refuse_nan(x)
+        raise InputError(f"iqm finds no values along dim {dim} of {tuple(x.shape)}; choose another dim")
+    _refuse_not_finite(x)
     cut = x.shape[dim] // 4
     return x.sort(dim).values.narrow(dim, cut, x.shape[dim] - 2 * cut).mean(dim)
 
@@ -70,8 +70,8 @@ def iqm(x: Tensor, dim: int = -1) -> Tensor:
 def iqm_band(values: Tensor, generator: Generator, samples: int = 2000, level: float = 0.95) -> Band:
     """Interquartile mean of the last dimension with a pointwise interval: `[*P, seeds]` → three `[*P]`.
 
-    A resample of sorted values is a resample of ranks, whatever the values are; so one row of weights serves all
-    points, and the whole band is one matrix product.
+    A resample of sorted values is a resample of ranks, whatever the values are; so one row of weights serves
+    all points, and the whole band is one matrix product.
     """
     values = _scores(values)
     n = values.shape[-1]
@@ -91,7 +91,8 @@ def stratified_bootstrap(
     """Interval of a statistic over environments and seeds, resampling the seeds within each environment.
 
     scores: `[strata, seeds]`; statistic: `[*S, strata, seeds]` → `[*S]` reduces the last two dimensions only.
-    Raises InputError for other shapes, NaN, fewer than 2 seeds, or a statistic that reduces other dimensions.
+    Raises InputError for other shapes, scores that are not finite, fewer than 2 seeds, or a statistic that
+    reduces other dimensions.
 
     >>> scores = torch.tensor([[0.0, 1.0, 0.0, 1.0], [10.0, 10.0, 10.0, 10.0]])
     >>> stratified_bootstrap(scores, lambda s: s.mean((-2, -1)), torch.Generator().manual_seed(0))
@@ -124,14 +125,16 @@ def bootstrap(
     """
     if values.ndim != 1:
         raise InputError(f"values have shape {tuple(values.shape)}; give one value per item, [n]")
-    return stratified_bootstrap(values.unsqueeze(0), lambda s: statistic(s.squeeze(-2)), generator, samples, level)
+    return stratified_bootstrap(
+        values.unsqueeze(0), lambda s: statistic(s.squeeze(-2)), generator, samples, level
+    )
 
 
 def probability_of_improvement(x: Tensor, y: Tensor) -> float:
     """Chance that a random seed of x beats one of y, averaged over tasks; a tie counts one half.
 
     P(X > Y) = mean over tasks of [#(x_i > y_j) + ½ #(x_i = y_j)] / (n m); x: `[tasks, n]`, y: `[tasks, m]`.
-    Source: Agarwal et al. 2021 (2108.13264), Sec. 4.3. Raises InputError for other shapes and NaN.
+    Source: Agarwal et al. 2021 (2108.13264), Sec. 4.3. Raises InputError for other shapes and NaN or ±inf.
 
     >>> probability_of_improvement(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 2.0]]))
     0.625
@@ -143,13 +146,12 @@ def improvement_interval(
     x: Tensor, y: Tensor, generator: Generator, samples: int = 2000, level: float = 0.95
 ) -> Interval:
     """`probability_of_improvement` with an interval: seeds of x and of y are resampled within each task."""
-    wins = _wins(x, y)
-    tasks, n, m = wins.shape
+    tasks, n, m = (wins := _wins(x, y)).shape
     if min(n, m) < 2:
         raise InputError(f"an interval needs at least 2 seeds on each side, got {n} and {m}; run more seeds")
     of_x = _weights(torch.randint(n, (samples, tasks, n), generator=generator), n)
-    of_y = _weights(_draw((samples, tasks, m), m, generator), m)
-    draws = ((of_x.unsqueeze(-2) @ wins).squeeze(-2) * of_y).sum(-1).mean(-1)
+    of_y = _weights(torch.randint(m, (samples, tasks, m), generator=generator), m)
+    draws = torch.einsum("sti,tij,stj->st", of_x, wins, of_y).mean(-1)
     low, high = _ends(draws, level)
     return Interval(float(wins.mean()), float(low), float(high))
 
@@ -160,9 +162,9 @@ def _wins(x: Tensor, y: Tensor) -> Tensor:
         raise InputError(
             f"scores have shapes {tuple(x.shape)} and {tuple(y.shape)}; give [tasks, seeds] with equal tasks"
         )
-    _refuse_nan(x)
-    _refuse_nan(y)
-    ours, theirs = x.double().unsqueeze(-1), y.double().unsqueeze(-2)
+    for scores in (x, y):
+        _refuse_not_finite(scores)
+    ours, theirs = x.double().cpu().unsqueeze(-1), y.double().cpu().unsqueeze(-2)
     return (ours > theirs).double() + 0.5 * (ours == theirs).double()
 
 
@@ -181,12 +183,15 @@ def _ends(draws: Tensor, level: float) -> tuple[Tensor, Tensor]:
 def _scores(scores: Tensor) -> Tensor:
     """Scores as float64 on the CPU, where the generator lives, after the checks."""
     if scores.ndim == 0 or scores.shape[-1] < 2:
-        raise InputError(f"a bootstrap needs at least 2 seeds in the last dimension of {tuple(scores.shape)}; run more")
-    _refuse_nan(scores)
+        raise InputError(
+            f"a bootstrap needs at least 2 seeds or items in the last dim of {tuple(scores.shape)}; run more"
+        )
+    _refuse_not_finite(scores)
     return scores.double().cpu()
 
 
-def _refuse_nan(scores: Tensor) -> None:
-    if bool(scores.isnan().any()):
-        where = scores.isnan().nonzero()[0].tolist()
-        raise InputError(f"score at index {where} is NaN; mend the run or leave that seed out of all recipes")
+def _refuse_not_finite(scores: Tensor) -> None:
+    if not bool(scores.isfinite().all()):
+        at = (~scores.isfinite()).nonzero()[0].tolist()
+        value = scores[tuple(at)].item()
+        raise InputError(f"score {value:g} at index {at} is not finite; mend the run or leave that seed out")

@@ -5,7 +5,7 @@ validated on a bandit is the loss that trains the LLM, bit for bit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -18,27 +18,33 @@ Forward = Callable[[slice], Tensor]
 Observe = Callable[[Batch, LossOutput], None]
 
 
+def split(size: int, parts: int) -> list[slice]:
+    """`size` rows cut into `parts` micro-batches of nearly equal size; InputError when there are fewer rows than parts.
+
+    >>> split(5, 2)
+    [slice(0, 2, None), slice(2, 5, None)]
+    """
+    if not 1 <= parts <= size:
+        raise InputError(f"optimizer.micro_batches is {parts} but a batch has {size} responses; give 1 to {size}")
+    bounds = [size * i // parts for i in range(parts + 1)]
+    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
 def add_gradients(
     objective: Objective,
     batch: Batch,
     forward: Forward,
     denominator: Tensor,
-    micro_batches: int = 1,
+    parts: Sequence[slice],
     observe: Observe | None = None,
 ) -> None:
     """Add the gradient of the loss of a whole rollout batch to the parameters' `.grad`, one micro-batch at a time.
 
     batch: prepared, `[*R, B, T]`; forward: rows of the batch to their current log-probs `[*R, b, T]`, with graph;
     denominator: `objective.denominator` of the whole batch, so that any split gives the same gradient;
-    observe: sees every micro-batch and its loss (for metrics).
-    Raises InputError for more micro-batches than responses.
+    parts: the rows of each micro-batch; observe: sees every micro-batch and its loss (for metrics).
     """
-    size = batch.response_mask.shape[-2]
-    if not 1 <= micro_batches <= size:
-        raise InputError(f"micro_batches is {micro_batches} but a batch has {size} responses; give 1 to {size}")
-    bounds = [size * i // micro_batches for i in range(micro_batches + 1)]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
-        rows = slice(start, stop)
+    for rows in parts:
         part = dataclasses.replace(batch.rows(rows), log_probs=forward(rows))
         out = policy_loss(objective, part, denominator, check=False)
         out.loss.sum().backward()  # runs do not mix, so the gradient of the sum is each run's own

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from etr.errors import InputError
-from etr.llm.tasks import Item, user
+from etr.llm.items import Item, Message, user
 
 
 def read_items(path: Path) -> list[Item]:
@@ -36,7 +35,7 @@ def _item(line: str, where: str) -> Item:
     return Item(_messages(row["prompt"], where), _answer(row["answer"], where))
 
 
-def _messages(prompt: Any, where: str) -> tuple[Mapping[str, str], ...]:
+def _messages(prompt: Any, where: str) -> tuple[Message, ...]:
     if isinstance(prompt, str) and prompt.strip():
         return user(prompt)
     if isinstance(prompt, list) and prompt and all(_is_message(message) for message in prompt):

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from etr.errors import InputError, unknown
+from etr.errors import InputError
+from etr.llm import jsonl, procedural
 from etr.llm.grading import final_answer, same_answer
+from etr.llm.items import Config, Item, user
 
 Split = Literal["train", "held-out", "all"]
-Config = Mapping[str, Any]
 HELD_OUT_SHARE = 5  # one question in five
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question with its right answer; `entry` is what a library's own scorer needs."""
-
-    messages: tuple[Mapping[str, str], ...]
-    answer: str
-    entry: Mapping[str, Any] | None = field(default=None, compare=False)
-
-    @property
-    def question(self) -> str:
-        """The text that identifies the item: the contents of its messages."""
-        return "\n".join(message["content"] for message in self.messages)
 
 
 @dataclass(frozen=True)
@@ -66,17 +52,13 @@ def load_task(name: str, *, size: int = 1000, seed: int = 0, split: Split = "all
     if size < 1:
         raise InputError(f"task size must be at least 1, not {size}; give the number of distinct items to load")
     if name.endswith(".jsonl"):
-        from etr.llm.jsonl import read_items
-
         _refuse_options(name, config)
-        pool, scorer = read_items(Path(name)), _score_text
+        pool, scorer = jsonl.read_items(Path(name)), _score_text
     elif name == "copy":
         _refuse_options(name, config)
         pool, scorer = _copy_items(seed), _score_text
     else:
-        from etr.llm import gym
-
-        pool, scorer = gym.load(name, seed, size, config or {})
+        pool, scorer = procedural.load(name, seed, size, config or {})
     items = tuple(islice((item for item in _distinct(pool) if split in ("all", _side(item))), size))
     if not items:
         raise InputError(f"task '{name}' has no {split} items; give it more distinct questions")
@@ -89,11 +71,6 @@ def encode(tokenizer: Any, item: Item) -> list[int]:
         return list(tokenizer(item.question)["input_ids"])
     messages = [dict(message) for message in item.messages]
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-
-
-def user(text: str) -> tuple[Mapping[str, str], ...]:
-    """A conversation of one user message."""
-    return ({"role": "user", "content": text},)
 
 
 def _score_text(item: Item, completion: str) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from etr import stats
+from etr.errors import InputError
 from etr.recipe import Recipe
 from etr.toy.train import History, ToyConfig, train
 from toy_envs import make_model
@@ -43,7 +44,7 @@ def compare(
     progress: Callable[[str, str], Callable[[int], None]] = lambda env, recipe: lambda step: None,
 ) -> Comparison:
     """Train every recipe on every environment. `progress(env, recipe)` gives the callback of that run."""
-    models = {env: make_model(env) for env in envs}
+    models = {env: load_env(env) for env in envs}
     histories = {
         env: {recipe.name: train(recipe, model, config, progress(env, recipe.name)) for recipe in recipes}
         for env, model in models.items()
@@ -52,6 +53,14 @@ def compare(
         recipe.name: {env: measure(histories[env][recipe.name], models[env]) for env in envs} for recipe in recipes
     }
     return Comparison(histories, _rows(scores), _improvement(scores))
+
+
+def load_env(name: str) -> ExactModel:
+    """The exact model of a toy environment by name; raises InputError naming the nearest one."""
+    try:
+        return make_model(name)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def measure(history: History, model: ExactModel) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from etr.errors import InputError
 from etr.groups import group_stats
 from etr.loss import check_batch
 from etr.recipe import Recipe
-from etr.update import add_gradients
+from etr.update import add_gradients, split
 from toy_envs.model import ExactModel
 
 SUCCESS_EDGES = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])  # inner boundaries of the success-rate bins in reports
@@ -77,6 +77,7 @@ def train(
     state = objective.init_state((config.seeds,), logits.device)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     recorder = Recorder(recipe, model)
+    parts = split(model.prompts * config.group_size, recipe.optimizer.micro_batches or 1)
     noise = uniforms(seeds, (model.prompts, config.group_size, model.horizon + 1))
     for step, draw in zip(range(1, config.iterations + 1), noise, strict=False):
         batch, index = rollout(recipe, model, logits, draw)
@@ -93,7 +94,7 @@ def train(
             optimizer.zero_grad()
             last = measure and update == recipe.optimizer.updates - 1
             observe = recorder.observe if last else None
-            add_gradients(objective, batch, forward, denominator, recipe.optimizer.micro_batches, observe)
+            add_gradients(objective, batch, forward, denominator, parts, observe)
             optimizer.step()
         if measure:
             recorder.measure(step, logits.detach(), old_logits, batch)  # only read

@@ -9,7 +9,7 @@ from typing import Any
 
 from etr.errors import FieldError, InputError, unknown
 from etr.llm.grading import final_answer, parse_number, same_answer
-from etr.llm.tasks import Config, Item, user
+from etr.llm.items import Config, Item, user
 
 ARITHMETIC = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 DRAWS_PER_ITEM = 20  # questions repeat, and the split keeps only some of them

@@ -1,0 +1,42 @@
+"""Floor 7: the command line. `etr --help` teaches; each command's own `--help` has its options and examples."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from etr.errors import InputError
+
+DESCRIPTION = """Elastic trust regions: understand, invent and use policy objectives for RL with verifiable rewards.
+
+Start here:
+  etr list                                   all objectives, with their papers
+  etr show etr                               one of them: equation, fields, what it reduces to
+  etr toy --recipe etr --set micro=0.3       64 seeds on a bandit, in seconds
+  etr compare                                ETR against GRPO and the wide control, with intervals
+  etr train --recipe etr --steps 20          a real LLM with the same loss, on a laptop
+  etr check my_module:MyObjective            the laws of objectives, on one of your own"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. A user's mistake is one sentence, a bug keeps its traceback."""
+    import torch
+    from tyro.extras import SubcommandApp
+
+    from etr.cli import inspect, llm, reports, toy
+
+    app = SubcommandApp()
+    for module in (inspect, toy, llm, reports):
+        for name, command in module.COMMANDS.items():
+            app.command(command, name=name)
+    # Toy tensors are small: with several threads the hand-over costs more than the work. `train` sets its own number.
+    torch.set_num_threads(1)
+    try:
+        app.cli(prog="etr", description=DESCRIPTION, args=argv, use_underscores=False)
+    except InputError as error:
+        print(f"etr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("etr: stopped", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,79 @@
+"""Pieces that several commands share: recipes with overrides, progress bars, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from etr.errors import InputError
+from etr.recipe import Recipe, load_recipe
+
+console = Console(highlight=False)
+
+
+def recipe_with(source: str, assignments: Sequence[str]) -> Recipe:
+    """A recipe with `field=value` assignments applied; values are read as YAML scalars."""
+    return load_recipe(source, parse_assignments(assignments))
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, object]:
+    """`["micro=0.3"]` to `{"micro": 0.3}`. Raises InputError for anything else.
+
+    >>> parse_assignments(["micro=0.3", "optimizer.lr=1e-5", "dual_clip=null"])
+    {'micro': 0.3, 'optimizer.lr': 1e-05, 'dual_clip': None}
+    """
+    values: dict[str, object] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise InputError(f"--set got '{text}'; write field=value, for example micro=0.3")
+        values[name] = _scalar(value)
+    return values
+
+
+def _scalar(text: str) -> object:
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)  # YAML reads 1e-5 as a string
+    except (ValueError, yaml.YAMLError):
+        return text
+
+
+def choose_out(out: Path | None, name: str) -> Path:
+    """The given folder, or a new one under runs/."""
+    from etr.runs import default_out
+
+    return out or default_out(name)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Gives `start(label, total)`, which adds a bar and returns the function that moves it to a step."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def start(label: str, total: int) -> Callable[[int], None]:
+            task = progress.add_task(label, total=total)
+            return lambda step: progress.update(task, completed=step)
+
+        yield start
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
+    """A table on the console; numbers are right-aligned from the second column on."""
+    table = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def interval(row: Mapping[str, float], value: str) -> str:
+    """`0.912 [0.905, 0.920]` from a row with an estimate and its ends."""
+    return f"{row[value]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
