@@ -346,15 +346,3 @@ def test_kl_penalties_and_advantages_equal_polgrad(case: Case) -> None:
     close(a.leave_one_out(rewards, ids), polgrad.rloo_advantages(rewards, ids))
     whitened = polgrad.reinforce_pp_advantages(rewards, ids, config=whiten)
     close(a.batch_whiten(rewards, ids, eps=0.0) * sample, whitened)
-
-
-def test_local_token_mean_equals_polgrads_micro_batch_weights() -> None:
-    polgrad = pytest.importorskip("polgrad")
-    mask = fresh_case(2, 0.5)["response_mask"]
-    x = torch.ones(mask.shape, dtype=torch.float64, requires_grad=True)
-    rows = torch.arange(len(mask)).chunk(3)
-    total = torch.stack(
-        [etr.aggregation.aggregate(x[i], mask[i], "local-token-mean", 3.0) for i in rows]
-    ).sum()
-    theirs = polgrad.microbatch_token_weights(mask, polgrad.Aggregation.TOKEN_MEAN, [len(i) for i in rows])
-    close(torch.autograd.grad(total, x)[0], theirs)

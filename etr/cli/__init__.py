@@ -20,7 +20,6 @@ Start here:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. A user's mistake is one sentence, a bug keeps its traceback."""
-    import torch
     from tyro.extras import SubcommandApp
 
     from etr.cli import inspect, llm, reports, toy
@@ -29,8 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for module in (inspect, toy, llm, reports):
         for name, command in module.COMMANDS.items():
             app.command(command, name=name)
-    # Toy tensors are small: with several threads the hand-over costs more than the work. `train` sets its own number.
-    torch.set_num_threads(1)
     try:
         app.cli(prog="etr", description=DESCRIPTION, args=argv, use_underscores=False)
     except InputError as error:

@@ -5,8 +5,8 @@ Run by hand, each peer in a virtual environment of its own (their pins exclude o
     pip install torch verl==0.9.1 && python tests/peers/record.py verl > tests/peers/verl.json
     pip install torch trl==1.16.0 && python tests/peers/record.py trl > tests/peers/trl.json
 
-A loss record holds the loss and ∂loss/∂log_probs on the kept tokens, row by row. All is float64 on the CPU, from
-the inputs in `cases.json` (written by `cases.py`).
+A loss record holds the loss and ∂loss/∂log_probs on the kept tokens, row by row. All is float64 on the CPU,
+with inputs from `cases.json` (written by `cases.py`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ TRL_LOSSES: dict[str, dict[str, Any]] = {
 TRL_ADVANTAGES = {f"advantage/{scale}": {"scale_rewards": scale} for scale in ("group", "none")}
 
 
-def load_cases() -> dict[str, Any]:
+def load_cases() -> Any:
     """The stored inputs: numbers as float64, masks and ids as the integers that every peer accepts."""
     cases = json.loads(Path(__file__).with_name("cases.json").read_text())
     for case in cases.values():
