@@ -20,6 +20,7 @@ Start here:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. A user's mistake is one sentence, a bug keeps its traceback."""
+    from tyro.conf import FlagCreatePairsOff
     from tyro.extras import SubcommandApp
 
     from etr.cli import inspect, llm, reports, toy
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, command in module.COMMANDS.items():
             app.command(command, name=name)
     try:
-        app.cli(prog="etr", description=DESCRIPTION, args=argv, use_underscores=False)
+        app.cli(prog="etr", description=DESCRIPTION, args=argv, use_underscores=False, config=(FlagCreatePairsOff,))
     except InputError as error:
         print(f"etr: {error}", file=sys.stderr)
         return 2

@@ -32,7 +32,8 @@ def show(name: Annotated[Positional[str], arg(metavar="RECIPE")]) -> None:
     recipe = load_recipe(name)
     objective = recipe.objective
     console.print(f"[bold]{escape(recipe.name)}[/bold]  ({type(objective).__module__})\n")
-    console.print(escape(sys.modules[type(objective).__module__].__doc__ or type(objective).__doc__ or "").strip())
+    text = sys.modules[type(objective).__module__].__doc__ or type(objective).__doc__ or ""
+    console.print(escape(text.strip()), soft_wrap=True)
     console.print()
     rows = [[f.name, str(getattr(objective, f.name))] for f in dataclasses.fields(objective)]
     rows += [[f"optimizer.{k}", str(v)] for k, v in dataclasses.asdict(recipe.optimizer).items()]
@@ -54,8 +55,7 @@ def check(target: Annotated[Positional[str], arg(metavar="RECIPE")]) -> None:
     objective = load_recipe(target).objective
     verdicts = laws.check(objective)
     colours = {"holds": "green", "broken": "red", "excepted": "yellow"}
-    titles = {name: " ".join((law.__doc__ or "").split()) for name, law in laws.LAWS.items()}
-    rows = [[titles[v.law], f"[{colours[v.outcome]}]{v.outcome}[/]", escape(v.detail)] for v in verdicts]
+    rows = [[laws.title(v.law), f"[{colours[v.outcome]}]{v.outcome}[/]", escape(v.detail)] for v in verdicts]
     print_table(f"Laws of {target}", ["law", "outcome", "detail"], rows)
     broken = [v.law for v in verdicts if v.outcome == "broken"]
     if broken:

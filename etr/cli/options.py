@@ -65,10 +65,11 @@ def progress_bar() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-    """A table on the console; numbers are right-aligned from the second column on."""
+    """A table on the console; columns of numbers are right-aligned."""
     table = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        numeric = all(row[i][:1] in "0123456789-" and row[i] != "-" for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -77,3 +78,10 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 def interval(row: Mapping[str, float], value: str) -> str:
     """`0.912 [0.905, 0.920]` from a row with an estimate and its ends."""
     return f"{row[value]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def show_report(folder: Path) -> None:
+    """Write the report of a folder and say where it is."""
+    from etr.report import collect, write_report  # imports matplotlib
+
+    console.print(f"Report: [bold]{write_report(folder, collect(folder))}[/bold]", soft_wrap=True)

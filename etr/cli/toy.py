@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import torch
 from tyro.conf import OmitArgPrefixes, arg
 
-from etr.cli.options import choose_out, console, interval, print_table, progress_bar, recipe_with
-from etr.toy.compare import MEASURES, Comparison, compare
+from etr.cli.options import choose_out, interval, print_table, progress_bar, recipe_with, show_report
+from etr.runs import RunFolder
+from etr.toy.compare import MEASURES, Comparison, compare, curve_rows
 from etr.toy.train import ToyConfig
 
 Set = Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE ...")]
@@ -71,31 +73,26 @@ def run(
     overwrite: bool,
 ) -> None:
     """Train, summarise, print, and leave a run folder with figures and a report."""
-    from etr.runs import RunFolder
-
+    torch.set_num_threads(1)  # the tensors are small: with more threads the hand-over costs more than the work
     loaded = [recipe_with(source, assignments) for source in recipes]
     record = {"recipes": [r.as_dict() for r in loaded], "envs": list(envs), "settings": asdict(config)}
     with RunFolder.create(choose_out(out, name), {"kind": "compare", **record}, overwrite=overwrite) as folder:
         with progress_bar() as start:
-            result = compare(
-                loaded, envs, config, lambda env, recipe: start(f"{recipe} on {env}", config.iterations)
-            )
+            result = compare(loaded, envs, config, lambda env, recipe: start(f"{recipe} on {env}", config.iterations))
         save(folder, result)
         print_comparison(result)
-    console.print(f"Report: [bold]{folder.path / 'report.html'}[/bold]", soft_wrap=True)
+    show_report(folder.path)
 
 
-def save(folder: Any, result: Comparison) -> None:
-    """Write the summary, the curves, the pictures and the report."""
-    from etr.toy.figures import save_figures
-    from etr.toy.results import curve_rows
-    from etr.report import collect, write_report
+def save(folder: RunFolder, result: Comparison) -> None:
+    """Write the summary, the curves and the pictures."""
+    from etr.plots.comparison import comparison_figures
+    from etr.plots.files import save_figures
 
     folder.write_json("comparison.json", {"rows": result.rows, "improvement": result.improvement})
     for step, row in curve_rows(result.histories):
         folder.log(step, row)
-    save_figures(folder, result)
-    write_report(folder.path, collect(folder.path))
+    save_figures(comparison_figures(result), folder.figures)
 
 
 def print_comparison(result: Comparison) -> None:

@@ -33,8 +33,13 @@ class Verdict(NamedTuple):
 
 
 def check(objective: Objective) -> list[Verdict]:
-    """Run every law on `objective`. A declared exception must really break its law, or it is itself reported."""
-    return [check_law(name, objective) for name in LAWS]
+    """Run every law on `objective`, in order. A declared exception must really break its law, or it is reported too."""
+    return [check_law(name, objective) for name in sorted(LAWS, key=lambda name: int(title(name).split(".")[0]))]
+
+
+def title(name: str) -> str:
+    """Number and statement of a law, on one line: "2. A = 0 gives c = 0."."""
+    return " ".join((LAWS[name].__doc__ or "").split())
 
 
 def check_law(name: str, objective: Objective) -> Verdict:

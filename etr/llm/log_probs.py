@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from etr.errors import InputError
+from etr.llm.prompts import can_share_prompts, full_hidden, shared_hidden
 
 
 def token_log_probs(
@@ -60,42 +61,35 @@ def completion_log_probs(
     head sees only the positions that predict a kept completion token.
     """
     kept = attention_mask[:, prompt_width:].bool()
-    backbone, head = model.base_model, model.get_output_embeddings()
-    outputs = backbone(
-        input_ids=sequences[:, :-1],  # the last token predicts nothing that was sampled
-        attention_mask=attention_mask[:, :-1],
-        position_ids=position_ids(attention_mask)[:, :-1],
-        use_cache=False,
-    )
-    hidden = outputs.last_hidden_state[:, prompt_width - 1 :][kept]
-    values = token_log_probs(
-        hidden, head.weight, sequences[:, prompt_width:][kept], temperature, head_bias=getattr(head, "bias", None)
-    )
+    read = shared_hidden if can_share_prompts(model) else full_hidden
+    hidden = read(model, sequences, attention_mask, prompt_width)[kept]
+    head = model.get_output_embeddings()
+    tokens, bias = sequences[:, prompt_width:][kept], getattr(head, "bias", None)
+    values = token_log_probs(hidden, head.weight, tokens, temperature, head_bias=bias)
     log_probs, entropy = (value.new_zeros(kept.shape).masked_scatter(kept, value) for value in values)
     return log_probs, entropy
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions counted from the first real token of each row, so that left padding does not shift a prompt."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+def check_log_probs(model: Any) -> None:
+    """Raise `InputError` unless `completion_log_probs` agrees with the logits the model itself returns.
 
-
-def check_head(model: Any) -> None:
-    """Raise `InputError` unless the model's logits are its output embedding applied to its last hidden state.
-
-    Some families scale or softly cap their logits, each under a config name of its own; `completion_log_probs` would be
-    wrong for them without a sign, so the two computations are compared on a short sequence instead of reading names.
+    Some families scale or softly cap their logits, each under a config name of its own, and `completion_log_probs`
+    would be wrong for them without a sign; so the two are compared on short sequences instead of reading names.
     """
     head = model.get_output_embeddings()
     if head is None:
         raise InputError(f"{type(model).__name__} has no output embedding; give a causal language model")
-    tokens = torch.arange(8, device=model.device)[None] % head.weight.shape[0]
+    tokens = torch.arange(4 * 6, device=model.device).view(4, 6) % head.weight.shape[0]
+    tokens[1::2, :3] = tokens[::2, :3]  # two prompts, each with two completions
     with torch.no_grad():
-        expected = model(input_ids=tokens, use_cache=False).logits
-        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        logits = F.linear(hidden, head.weight, getattr(head, "bias", None))
-    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3):
+        log_pi = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+        expected = log_pi[:, 2:-1].gather(-1, tokens[:, 3:, None]).squeeze(-1)
+        found, _ = completion_log_probs(model, tokens, torch.ones_like(tokens), prompt_width=3)
+    # Half precision rounds each layer differently in the two computations; a missing scale is far larger than this.
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
+    error = (found - expected).abs().max().item()
+    if not error < tolerance:
         raise InputError(
-            f"{type(model).__name__} changes its logits after the output embedding (a scale or a soft cap), which "
-            "log-probabilities computed from hidden states would miss; choose a model without it"
+            f"log-probabilities of {type(model).__name__} computed from its hidden states differ from its own by "
+            f"{error:.2g} (does it scale or cap its logits?); choose a model whose logits come straight from its head"
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from etr.errors import InputError
 from etr.llm.models import LanguageModel
+from etr.llm.prompts import can_share_prompts, read_prompts
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,26 @@ class TransformersEngine:
     def generate(self, prompts: list[list[int]], group_size: int, seed: int) -> Rollout:
         """Sample as `RolloutEngine.generate` says; the global random state is left as it was."""
         lm = self.language_model
-        inputs, mask = left_pad(prompts, lm.pad_id, lm.device)
-        inputs, mask = (x.repeat_interleave(group_size, dim=0) for x in (inputs, mask))
+        ids, mask = left_pad(prompts, lm.pad_id, lm.device)
         devices = [lm.device] if lm.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices), _pure_sampling(lm) as config:
+        with torch.no_grad(), torch.random.fork_rng(devices), _pure_sampling(lm):
             torch.manual_seed(seed)
+            cache = _prompt_cache(lm.model, ids, mask, group_size)
+            ids, mask = (x.repeat_interleave(group_size, dim=0) for x in (ids, mask))
             sequences = lm.model.generate(
-                inputs, attention_mask=mask, generation_config=config,
-                max_new_tokens=self.max_new_tokens, do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
+                ids, attention_mask=mask, past_key_values=cache, max_new_tokens=self.max_new_tokens,
+                do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
             )  # fmt: skip
         return pack(sequences, mask, lm.eos_ids)
+
+
+def _prompt_cache(model: Any, ids: Tensor, mask: Tensor, group_size: int) -> Any:
+    """Keys and values of all prompt tokens but the last, which `generate` reads itself, repeated for the group."""
+    if not can_share_prompts(model) or ids.shape[1] == 1:
+        return None
+    _, cache = read_prompts(model, ids[:, :-1], mask[:, :-1])
+    cache.batch_repeat_interleave(group_size)
+    return cache
 
 
 def left_pad(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -112,21 +123,21 @@ def texts(language_model: LanguageModel, rollout: Rollout) -> list[str]:
 
 
 @contextmanager
-def _pure_sampling(language_model: LanguageModel) -> Iterator[Any]:
-    """A generation config without penalties or truncation, in force inside the block.
+def _pure_sampling(language_model: LanguageModel) -> Iterator[None]:
+    """Evaluation mode and a generation config without penalties or truncation, inside the block.
 
-    `generate` fills whatever a given config leaves open from the model's own one. A repetition penalty in there would
+    `generate` fills whatever its arguments leave open from the model's own generation config. A repetition penalty in there would
     make the samples come from another distribution than the one whose log-probabilities are trained.
     """
     from transformers import GenerationConfig
 
     model = language_model.model
     own, training = model.generation_config, model.training
-    config = GenerationConfig(eos_token_id=list(language_model.eos_ids), pad_token_id=language_model.pad_id)
-    model.generation_config = config
+    neutral = GenerationConfig(eos_token_id=list(language_model.eos_ids), pad_token_id=language_model.pad_id)
+    model.generation_config = neutral
     model.eval()
     try:
-        yield config
+        yield
     finally:
         model.generation_config = own
         model.train(training)

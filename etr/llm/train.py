@@ -26,7 +26,7 @@ from etr.batch import Batch, LossOutput, Mean
 from etr.errors import InputError
 from etr.groups import group_stats
 from etr.llm.config import TrainConfig
-from etr.llm.log_probs import check_head, completion_log_probs
+from etr.llm.log_probs import check_log_probs, completion_log_probs
 from etr.llm.models import LanguageModel
 from etr.llm.rollout import Rollout, RolloutEngine, TransformersEngine, texts
 from etr.llm.tasks import Task, encode
@@ -57,7 +57,7 @@ class Trainer:
         """Raises InputError when the objective needs what this trainer has not, or the model's head is unusual."""
         recipe.objective.require(SUPPLIES, "the LLM trainer")
         model = language_model.model
-        check_head(model)
+        check_log_probs(model)
         settings = recipe.optimizer
         rate = LEARNING_RATE if settings.lr is None else settings.lr
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=settings.weight_decay)
@@ -193,5 +193,7 @@ def pick_device(name: str) -> torch.device:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{name}' is not available here ({str(error).splitlines()[0]}); use cpu or auto") from None
+        raise InputError(
+            f"device '{name}' is not available here ({str(error).splitlines()[0]}); use cpu or auto"
+        ) from None
     return torch.device(name)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from etr import regions
 from etr.batch import Batch, Region
-from etr.objective import State
+from etr.objective import Paper, State
 from etr.objectives.etr import ETR, batch_mean
 from etr.registry import register
 
@@ -23,6 +24,8 @@ from etr.registry import register
 @dataclass(frozen=True)
 class GRPOWide(ETR):
     """GRPO with ε = mean over the batch of ETR's ε_i."""
+
+    paper: ClassVar[Paper] = Paper("Control for ETR, this project's own", "", "reconstructed")
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ def entropy_reward_phase(runs: Mapping[str, Curves], title: str = "What the rewa
     for name in reversed(list(runs)):
         color = objective_color(name)
         axes.plot(entropy[name][:FEW_PATHS].T, reward[name][:FEW_PATHS].T, color=color, lw=0.6, alpha=0.2)
-        x, y = (_middle(curves[name]).estimate for curves in (entropy, reward))
+        x, y = (middle(curves[name]).estimate for curves in (entropy, reward))
         axes.plot(x, y, color=color, label=name)
         axes.plot(x[0], y[0], "o", color=color, mfc="white", ms=7, mew=1.5)
         axes.plot(x[-1], y[-1], "o", color=color, ms=7)
@@ -97,7 +97,7 @@ def draw_curves(axes: Axes, curves: Curves, steps: Sequence[int]) -> list[End]:
     ends = []
     for name, values in reversed(list(curves.items())):  # the first recipe is the one in question: it goes on top
         color = objective_color(name)
-        band = _middle(values[:, ::every])
+        band = middle(values[:, ::every])
         if values.shape[0] < FEWEST_SEEDS:
             axes.plot(x, values[:, ::every].T, color=color, lw=0.9, alpha=0.8)
         else:
@@ -133,7 +133,7 @@ def _counts(curves: Curves) -> str:
     return "n = " + ", ".join(f"{n} ({name})" for name, n in counts.items()) + " seeds"
 
 
-def _middle(values: Tensor) -> Band:
+def middle(values: Tensor) -> Band:
     """Interquartile mean and band per step over the seeds that have a value; NaN where fewer than 3 have one."""
     values = values.double()
     if values.shape[0] < FEWEST_SEEDS:

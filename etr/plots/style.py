@@ -32,7 +32,6 @@ OBJECTIVE_COLORS = {
     "etr_implicit": "#882255",
     "etr_proportional": "#332288",
 }
-POSITIVE, NEGATIVE = "#0072B2", "#D55E00"  # the sign of the advantage
 INK, QUIET, HAIR = "#222222", "#5F5F5F", "#E3E3E3"
 FONT, SMALL = 11.0, 9.5
 CAPTION = "caption"  # mark of the text that `caption` finds and `save` leaves to the reader of the page
@@ -129,8 +128,12 @@ def finish(figure: Figure, caption: str, ends: Mapping[Axes, Sequence[End]] | No
 
 def caption(figure: Figure) -> str:
     """The caption of a figure made here, on one line."""
-    texts = figure.findobj(lambda artist: artist.get_gid() == CAPTION)
-    return " ".join(" ".join(text.get_text() for text in texts if isinstance(text, Text)).split())
+    return " ".join(word for text in caption_texts(figure) for word in text.get_text().split())
+
+
+def caption_texts(figure: Figure) -> list[Text]:
+    """The texts that carry the caption."""
+    return [text for text in figure.texts if text.get_gid() == CAPTION]
 
 
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -156,10 +159,11 @@ def spread(values: Sequence[float], gap: float, low: float, high: float) -> list
 def _name(axes: Axes, ends: Sequence[End]) -> None:
     """Write names in a column to the right of the panel, level with their ends or tied to them by a hair line."""
     box = axes.get_window_extent()
-    pixels = [axes.transData.transform((end.x, end.y))[1] for end in ends]
+    points = [axes.transData.transform((end.x, end.y)) for end in ends]
     size = SMALL + 0.5
     gap = 1.25 * size * axes.figure.dpi / 72
-    for end, pixel, place in zip(ends, pixels, spread(pixels, gap, box.y0, box.y1), strict=True):
+    places = spread([y for _, y in points], gap, box.y0, box.y1)
+    for end, (x, y), place in zip(ends, points, places, strict=True):
         tie = {"arrowstyle": "-", "color": end.color, "lw": 0.7, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
         axes.annotate(
             end.name,
@@ -170,5 +174,5 @@ def _name(axes: Axes, ends: Sequence[End]) -> None:
             fontsize=size,
             color=text_color(end.color),
             annotation_clip=False,
-            arrowprops=tie if abs(place - pixel) > gap / 4 else None,
+            arrowprops=tie if abs(place - y) > gap / 4 or x < box.x1 - 2 * gap else None,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,21 @@ def compare(
         recipe.name: {env: measure(histories[env][recipe.name], models[env]) for env in envs} for recipe in recipes
     }
     return Comparison(histories, _rows(scores), _improvement(scores))
+
+
+def curve_rows(histories: Histories) -> Iterator[tuple[int, dict[str, float]]]:
+    """One row per measured step: the interquartile mean over seeds of every metric, keyed environment/recipe/metric."""
+    keyed = {
+        f"{env}/{recipe}": history for env, by_recipe in histories.items() for recipe, history in by_recipe.items()
+    }
+    steps = next(iter(keyed.values())).steps
+    means = {
+        f"{key}/{name}": stats.iqm(curve.nan_to_num(0.0), dim=0)
+        for key, history in keyed.items()
+        for name, curve in history.curves.items()
+    }
+    for i, step in enumerate(steps):
+        yield step, {name: float(values[i]) for name, values in means.items()}
 
 
 def load_env(name: str) -> ExactModel:

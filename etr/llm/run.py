@@ -1,0 +1,156 @@
+"""One LLM run from start to end: evaluate, train with checkpoints, evaluate again; stops and resumes cleanly."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etr.errors import InputError
+from etr.llm import checkpoint
+from etr.llm.config import TrainConfig
+from etr.llm.evaluate import EvalResult, evaluate
+from etr.llm.models import load_model
+from etr.llm.tasks import load_task
+from etr.llm.train import Trainer, pick_device
+from etr.recipe import Recipe, recipe_from_dict
+from etr.runs import RunFolder, read_config
+
+CHECKPOINTS, RESULTS, SAMPLES = "checkpoints", "eval.json", "samples.json"
+SHOWN = 6  # sampled answers before and after training in the report
+DEAD_STEPS = 5  # consecutive steps without any signal before the run says so
+
+Say = Callable[[str], None]
+OnStep = Callable[[int, int, dict[str, float]], None]
+
+
+def start(recipe: Recipe, config: TrainConfig, out: Path, overwrite: bool, say: Say, on_step: OnStep) -> Path:
+    """A new run in the folder `out`; returns it."""
+    trainer = build(recipe, config, say)
+    record = {"kind": "llm", "recipe": recipe.as_dict(), "settings": asdict(config)}
+    with RunFolder.create(out, record, overwrite=overwrite) as folder:
+        say(f"run folder: {folder.path}")
+        before = held_out(trainer, say, "before training")
+        folder.write_json(RESULTS, {"before": summary(before)})
+        folder.write_json(SAMPLES, samples(before))
+        return finish(trainer, folder, 1, say, on_step)
+
+
+def resume(path: Path, steps: int | None, say: Say, on_step: OnStep) -> Path:
+    """Continue a run from its last checkpoint, to `steps` if given, with the settings that its folder recorded."""
+    record = read_config(path)
+    if record.get("kind") != "llm":
+        raise InputError(f"'{path}' holds no LLM run; give the folder that `etr train` wrote")
+    recipe = recipe_from_dict(record["recipe"], default_name="recipe", where=f"{path}/config.yaml")
+    config = TrainConfig.from_dict(record["settings"], **({} if steps is None else {"steps": steps}))
+    trainer = build(recipe, config, say)
+    newest = checkpoint.latest(path / CHECKPOINTS)
+    if newest is None:
+        raise InputError(f"'{path}' has no checkpoint yet; start again with --overwrite")
+    state = checkpoint.load(newest, trainer.language_model.model, trainer.optimizer)
+    trainer.state = state.tensors
+    step = state.step
+    with RunFolder.resume(path, step + 1) as folder:
+        say(f"resuming {path} after step {step}")
+        return finish(trainer, folder, step + 1, say, on_step)
+
+
+def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
+    """Load task and model; everything that can be refused is refused here, before anything is written."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    task = load_task(config.task, split="train", config=config.task_options, seed=config.seed)
+    say(f"loading {config.model} ...")
+    language_model = load_model(config.model, config.dtype)
+    language_model.model.to(pick_device(config.device))
+    return Trainer.create(recipe, config, language_model, task)
+
+
+def finish(trainer: Trainer, folder: RunFolder, first: int, say: Say, on_step: OnStep) -> Path:
+    """Train from step `first`, keep checkpoints, evaluate; returns the folder."""
+    steps, done, dead = trainer.config.steps, first - 1, 0
+    with stop_signal(say) as stopped:
+        for step in range(first, steps + 1):
+            metrics = trainer.step(step)
+            folder.log(step, metrics)
+            on_step(step, steps, metrics)
+            done = step
+            dead = dead + 1 if metrics["group/homogeneous_frac"] == 1.0 else 0
+            if dead == DEAD_STEPS:
+                say(
+                    f"for {dead} steps all rewards of every group were equal, so nothing was learned; choose an easier "
+                    "or harder task, a larger group_size or a higher temperature"
+                )
+            if stopped() or step == steps or step % trainer.config.save_every == 0:
+                save(trainer, folder, step)
+            if stopped():
+                break
+    if done < steps:
+        say(f"stopped after step {done}; continue with: etr train --resume {folder.path}")
+    else:
+        record(trainer, folder, say)
+    return folder.path
+
+
+def save(trainer: Trainer, folder: RunFolder, step: int) -> None:
+    """A checkpoint of everything that the next step depends on."""
+    checkpoint.save(folder.path / CHECKPOINTS, step, trainer.language_model, trainer.optimizer, trainer.state)
+
+
+def record(trainer: Trainer, folder: RunFolder, say: Say) -> None:
+    """Evaluate the trained model and add the results to those from before training."""
+    from etr.files import read_json
+
+    after = held_out(trainer, say, "after training")
+    folder.write_json(RESULTS, {**read_json(folder.path / RESULTS), "after": summary(after)})
+    old = {row["prompt"]: row for row in read_json(folder.path / SAMPLES)}
+    new = samples(after)
+    merged = [
+        {**old[row["prompt"]], "after": row["before"], "reward_after": row["reward_before"]}
+        for row in new
+        if row["prompt"] in old
+    ]
+    folder.write_json(SAMPLES, merged)
+
+
+def held_out(trainer: Trainer, say: Say, when: str) -> EvalResult | None:
+    """pass@k on questions that training never sees, with the same sampling seeds before and after."""
+    config = trainer.config
+    if config.eval_items == 0:
+        return None
+    task = load_task(config.task, split="held-out", config=config.task_options, seed=config.seed)
+    say(f"evaluating {when} on {min(config.eval_items, len(task.items))} held-out questions ...")
+    return evaluate(
+        trainer.language_model, task, trainer.engine,
+        items=config.eval_items, samples=config.eval_samples, ks=powers(config.eval_samples), seed=config.seed,
+    )  # fmt: skip
+
+
+def powers(samples: int) -> tuple[int, ...]:
+    """1, 2, 4, ... up to the number of samples: the k of pass@k."""
+    return tuple(2**i for i in range(samples.bit_length()) if 2**i <= samples)
+
+
+@contextmanager
+def stop_signal(say: Say) -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the running step; the second stops at once."""
+    caught: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        say("finishing this step, then saving (press Ctrl-C again to stop at once) ...")
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
