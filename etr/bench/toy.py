@@ -1,7 +1,7 @@
 """The toy trainer against a plain Gymnasium step loop that does the same work.
 
-One run-iteration = 16 prompts x 10 arms, groups of 16, 4 updates, without measurements. The loop steps 256 environments'
-episodes one by one, as a textbook agent does, and then takes the same updates with the same loss.
+One run-iteration = 16 prompts x 10 arms, groups of 16, 4 updates, without measurements. The loop steps through the
+256 episodes one by one, as a textbook agent does, and then takes the same updates with the same loss.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import statistics
 
 import torch
 
-from etr.bench import median_ratio, paired
 from etr.batch import Batch
+from etr.bench import median_ratio, paired
 from etr.groups import group_stats
 from etr.loss import policy_loss
 from etr.recipe import Recipe, load_recipe

@@ -71,7 +71,7 @@ def eval_command(
     items: int = 50,
     samples: int = 8,
     k: tuple[int, ...] = (1, 2, 4, 8),
-    max_new_tokens: int = 12,
+    max_new_tokens: int = 8,
     temperature: float = 1.0,
     seed: int = 0,
     out: Path | None = None,
@@ -101,7 +101,10 @@ def eval_command(
     engine = TransformersEngine(language_model, max_new_tokens, temperature)
     result = evaluate(language_model, held_out, engine, items=items, samples=samples, ks=k, seed=seed)
     rows = [[f"pass@{k}", f"{i.estimate:.3f}", f"[{i.low:.3f}, {i.high:.3f}]"] for k, i in result.pass_at.items()]
-    caption = f"{len(result.rows)} questions, {samples} samples each; intervals: bootstrap over questions"
+    caption = (
+        f"{len(result.rows)} questions, {samples} samples each; intervals: bootstrap over questions. "
+        f"Cut off at {max_new_tokens} tokens: {result.truncated:.0%} of the answers"
+    )
     print_table(f"{model} on {task}", ["measure", "estimate", "95 % interval"], rows, caption)
     if out is not None:
         result.write(out)

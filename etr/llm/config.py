@@ -27,7 +27,7 @@ class TrainConfig:
     # Completions sampled for each prompt, G.
     group_size: int = 8
     # Longest completion, in tokens; a longer one is cut off and counted as truncated.
-    max_new_tokens: int = 12
+    max_new_tokens: int = 8
     # Sampling temperature; log-probs are taken at the same one.
     temperature: float = 1.0
     # Number that fixes prompts, samples and everything else random.

@@ -19,6 +19,11 @@ class Item:
     entry: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
+    def prompt(self) -> str:
+        """The text to show: the last message, without a system message or worked examples."""
+        return self.messages[-1]["content"]
+
+    @property
     def question(self) -> str:
         """The text that identifies the item: the contents of its messages."""
         return "\n".join(message["content"] for message in self.messages)

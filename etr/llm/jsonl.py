@@ -9,6 +9,8 @@ from typing import Any
 from etr.errors import InputError
 from etr.llm.items import Item, Message, user
 
+EXAMPLE = '{"prompt": "What is 2 + 3?", "answer": "5"}'
+
 
 def read_items(path: Path) -> list[Item]:
     """Read every line; blank lines are skipped. Raises `InputError` naming the file, the line and what is missing."""
@@ -18,7 +20,7 @@ def read_items(path: Path) -> list[Item]:
         raise InputError(f"cannot read task file '{path}' ({error}); give the path of a UTF-8 .jsonl file") from error
     items = [_item(line, f"'{path}' line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not items:
-        raise InputError(f"task file '{path}' has no items; write one {{\"prompt\": ..., \"answer\": ...}} a line")
+        raise InputError(f"task file '{path}' has no items; write one object a line, {EXAMPLE}")
     return items
 
 
@@ -26,9 +28,11 @@ def _item(line: str, where: str) -> Item:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error.msg} at column {error.colno}); write one object a line") from error
+        raise InputError(
+            f"{where} is not JSON ({error.msg} at column {error.colno}); write one object a line"
+        ) from error
     if not isinstance(row, dict):
-        raise InputError(f"{where} is not a JSON object; write {{\"prompt\": ..., \"answer\": ...}}")
+        raise InputError(f"{where} is not a JSON object; write {EXAMPLE}")
     for key in ("prompt", "answer"):
         if key not in row:
             raise InputError(f"{where} lacks the key '{key}'; each line needs 'prompt' and 'answer'")
@@ -40,7 +44,7 @@ def _messages(prompt: Any, where: str) -> tuple[Message, ...]:
         return user(prompt)
     if isinstance(prompt, list) and prompt and all(_is_message(message) for message in prompt):
         return tuple(prompt)
-    raise InputError(f"{where} has an unusable 'prompt'; give text, or a list of {{\"role\": ..., \"content\": ...}}")
+    raise InputError(f"{where} has an unusable 'prompt'; give text, or a list of messages with role and content")
 
 
 def _is_message(message: Any) -> bool:

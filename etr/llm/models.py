@@ -105,7 +105,9 @@ def _from_pretrained(source: str, dtype: str, local_files_only: bool = False) ->
 
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=local_files_only)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], local_files_only=local_files_only
+        )
     return model.eval(), tokenizer
 
 

@@ -12,6 +12,7 @@ from etr.llm.grading import final_answer, parse_number, same_answer
 from etr.llm.items import Config, Item, user
 
 ARITHMETIC = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+EXAMPLE = ("2 + 3", "= 5")
 DRAWS_PER_ITEM = 20  # questions repeat, and the split keeps only some of them
 
 
@@ -21,15 +22,24 @@ def load(name: str, seed: int, size: int, config: Config) -> tuple[Iterator[Item
         raise InputError(f"task '{name}' needs reasoning-gym: pip install reasoning-gym (or give a .jsonl file)")
     if name == "arithmetic":
         data = _dataset("chain_sum", seed, size, {**ARITHMETIC, **config})
-        return (_short(entry) for entry in data), _scorer(data)
+        return (_short(e) for e in data if e["metadata"]["expression"] != EXAMPLE[0]), _scorer(data)
     data = _dataset(name, seed, size, config)
     return (Item(user(entry["question"]), str(entry["answer"]), entry) for entry in data), _scorer(data)
 
 
 def _short(entry: Mapping[str, Any]) -> Item:
-    """An answer-only wording: completions of a few tokens, and right often enough for a small chat model to learn."""
-    text = f"What is {entry['metadata']['expression']}? Answer with only the number."
-    return Item(user(text), str(entry["answer"]), entry)
+    """The bare expression after one worked example, which asks for a short answer better than words do.
+
+    SmolLM2-135M answers in about five tokens and is right in about 0.4 of the cases at temperature 1: most groups hold
+    both right and wrong answers. With "Answer with only the number." instead, most answers are cut-off sentences.
+    """
+    messages = (
+        {"role": "system", "content": "Calculate."},
+        {"role": "user", "content": EXAMPLE[0]},
+        {"role": "assistant", "content": EXAMPLE[1]},
+        {"role": "user", "content": entry["metadata"]["expression"]},
+    )
+    return Item(messages, str(entry["answer"]), entry)
 
 
 def _dataset(name: str, seed: int, size: int, config: Config) -> Any:

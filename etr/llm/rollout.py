@@ -126,8 +126,8 @@ def texts(language_model: LanguageModel, rollout: Rollout) -> list[str]:
 def _pure_sampling(language_model: LanguageModel) -> Iterator[None]:
     """Evaluation mode and a generation config without penalties or truncation, inside the block.
 
-    `generate` fills whatever its arguments leave open from the model's own generation config. A repetition penalty in there would
-    make the samples come from another distribution than the one whose log-probabilities are trained.
+    `generate` fills whatever its arguments leave open from the model's own generation config. A repetition penalty in
+    there would make the samples come from another distribution than the one whose log-probabilities are trained.
     """
     from transformers import GenerationConfig
 

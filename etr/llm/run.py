@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from etr.errors import InputError
+from etr.files import read_json
 from etr.llm import checkpoint
 from etr.llm.config import TrainConfig
 from etr.llm.evaluate import EvalResult, evaluate
@@ -38,8 +38,9 @@ def start(recipe: Recipe, config: TrainConfig, out: Path, overwrite: bool, say: 
     with RunFolder.create(out, record, overwrite=overwrite) as folder:
         say(f"run folder: {folder.path}")
         before = held_out(trainer, say, "before training")
-        folder.write_json(RESULTS, {"before": summary(before)})
-        folder.write_json(SAMPLES, samples(before))
+        if before is not None:
+            folder.write_json(RESULTS, {"before": summary(before)})
+            folder.write_json(SAMPLES, [{**row, "before": text, "reward_before": r} for row, text, r in shown(before)])
         return finish(trainer, folder, 1, say, on_step)
 
 
@@ -54,9 +55,7 @@ def resume(path: Path, steps: int | None, say: Say, on_step: OnStep) -> Path:
     newest = checkpoint.latest(path / CHECKPOINTS)
     if newest is None:
         raise InputError(f"'{path}' has no checkpoint yet; start again with --overwrite")
-    state = checkpoint.load(newest, trainer.language_model.model, trainer.optimizer)
-    trainer.state = state.tensors
-    step = state.step
+    step, trainer.state = checkpoint.load(newest, trainer.language_model.model, trainer.optimizer)
     with RunFolder.resume(path, step + 1) as folder:
         say(f"resuming {path} after step {step}")
         return finish(trainer, folder, step + 1, say, on_step)
@@ -104,19 +103,26 @@ def save(trainer: Trainer, folder: RunFolder, step: int) -> None:
 
 
 def record(trainer: Trainer, folder: RunFolder, say: Say) -> None:
-    """Evaluate the trained model and add the results to those from before training."""
-    from etr.files import read_json
-
+    """Evaluate the trained model and put the results beside those from before training."""
     after = held_out(trainer, say, "after training")
+    if after is None:
+        return
     folder.write_json(RESULTS, {**read_json(folder.path / RESULTS), "after": summary(after)})
-    old = {row["prompt"]: row for row in read_json(folder.path / SAMPLES)}
-    new = samples(after)
-    merged = [
-        {**old[row["prompt"]], "after": row["before"], "reward_after": row["reward_before"]}
-        for row in new
-        if row["prompt"] in old
-    ]
-    folder.write_json(SAMPLES, merged)
+    before = {row["prompt"]: row for row in read_json(folder.path / SAMPLES)}
+    rows = [{**before[row["prompt"]], "after": text, "reward_after": reward} for row, text, reward in shown(after)]
+    folder.write_json(SAMPLES, rows)
+
+
+def summary(result: EvalResult) -> dict[str, Any]:
+    """pass@k with intervals, and the share of answers cut off, as plain values."""
+    intervals = {f"pass@{k}": interval._asdict() for k, interval in result.pass_at.items()}
+    return {**intervals, "truncated": result.truncated, "questions": len(result.rows)}
+
+
+def shown(result: EvalResult) -> Iterator[tuple[dict[str, Any], str, float]]:
+    """Question, first sampled answer and its reward, for the questions that the report shows."""
+    for row in result.rows[:SHOWN]:
+        yield {"prompt": row.prompt, "answer": row.answer}, row.texts[0], row.rewards[0]
 
 
 def held_out(trainer: Trainer, say: Say, when: str) -> EvalResult | None:

@@ -1,4 +1,4 @@
-"""Verifiable tasks: prompts, a reward in {0, 1}, and a split into train and held-out items that never share a question."""
+"""Verifiable tasks: prompts, a reward in {0, 1}, and a train and a held-out side that never share a question."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class Task:
         return [self.items[order[i // size][i % size]] for i in range(start, start + count)]
 
 
-def load_task(name: str, *, size: int = 1000, seed: int = 0, split: Split = "all", config: Config | None = None) -> Task:
+def load_task(
+    name: str, *, size: int = 1000, seed: int = 0, split: Split = "all", config: Config | None = None
+) -> Task:
     """Load a task of at most `size` distinct items.
 
     `name` is "arithmetic" (sums of two one-digit numbers), "copy" (for the tiny model), a reasoning-gym dataset, whose
@@ -51,12 +53,14 @@ def load_task(name: str, *, size: int = 1000, seed: int = 0, split: Split = "all
     """
     if size < 1:
         raise InputError(f"task size must be at least 1, not {size}; give the number of distinct items to load")
+    pool: Iterable[Item]
+    scorer: Callable[[Item, str], float] = _score_text
     if name.endswith(".jsonl"):
         _refuse_options(name, config)
-        pool, scorer = jsonl.read_items(Path(name)), _score_text
+        pool = jsonl.read_items(Path(name))
     elif name == "copy":
         _refuse_options(name, config)
-        pool, scorer = _copy_items(seed), _score_text
+        pool, scorer = _copy_items(seed), _score_start
     else:
         pool, scorer = procedural.load(name, seed, size, config or {})
     items = tuple(islice((item for item in _distinct(pool) if split in ("all", _side(item))), size))
@@ -75,6 +79,11 @@ def encode(tokenizer: Any, item: Item) -> list[int]:
 
 def _score_text(item: Item, completion: str) -> float:
     return float(same_answer(final_answer(completion, item.answer), item.answer))
+
+
+def _score_start(item: Item, completion: str) -> float:
+    """For a model that cannot yet stop: only the first character counts."""
+    return float(completion.startswith(item.answer))
 
 
 def _copy_items(seed: int) -> Iterable[Item]:

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -91,7 +92,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
     # The de-quantising bar ignores transformers' own switch, so stderr is set aside; errors still raise.
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         # The weights are plain floats by now, but transformers still calls the model quantised and would not save it.
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config

@@ -44,12 +44,14 @@ def comparison_forest(rows: Sequence[Row], xlabel: str = "score", title: str = "
 
 
 def _panel(axes: Axes, rows: Sequence[Row], recipes: Sequence[str]) -> None:
+    span = max(row["high"] for row in rows) - min(row["low"] for row in rows)
+    decimals = min(6, max(2, 1 - math.floor(math.log10(span)))) if span > 0 else 2  # what the panel can resolve
     for row in rows:
         y, color = recipes.index(row["recipe"]), objective_color(row["recipe"])
         axes.plot([row["low"], row["high"]], [y, y], color=color, lw=2.2)
         axes.plot(row["iqm"], y, "o", color=color, ms=7)
         axes.annotate(
-            f"{row['iqm']:.3f}",
+            f"{row['iqm']:.{decimals}f}",
             (row["iqm"], y),
             xytext=(0, 7),
             textcoords="offset points",

@@ -33,7 +33,9 @@ def llm_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], title: str = "
     window = max(1, max(map(len, runs.values())) // 10)
     ends = {}
     for axes, (metric, (name, unit)) in zip(grid, PANELS.items(), strict=True):
-        ends[axes] = [end for run, rows in runs.items() for end in _line(axes, run, rows, metric, window)]
+        ends[axes] = [
+            end for run, rows in reversed(list(runs.items())) for end in _line(axes, run, rows, metric, window)
+        ]
         axes.set(title=name, ylabel=unit)
         axes.margins(x=0.01)
         axes.locator_params(axis="x", integer=True)

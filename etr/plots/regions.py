@@ -40,13 +40,12 @@ def region_landscape(
     figure = new_figure(6.4, 4.4)
     axes = figure.subplots()
     low, high = _limits(eps)
+    grid = (success_rates.numpy(), advantages.numpy(), eps.numpy())
     reach = 1.25 * max(high - fixed, fixed - low, 1e-6)  # some room keeps the ends of the map from going dark
     norm = TwoSlopeNorm(fixed, fixed - reach, fixed + reach)
-    mesh = axes.pcolormesh(
-        success_rates, advantages, eps, cmap=WIDTH_MAP, norm=norm, shading="gouraud", rasterized=True
-    )
+    mesh = axes.pcolormesh(*grid, cmap=WIDTH_MAP, norm=norm, shading="gouraud", rasterized=True)
     if low < fixed < high:
-        lines = axes.contour(success_rates, advantages, eps, levels=[fixed], colors=INK, linewidths=1)
+        lines = axes.contour(*grid, levels=[fixed], colors=INK, linewidths=1)
         axes.clabel(lines, fmt=f"ε = {fixed:g}", fontsize=SMALL)
     signed = _limits(advantages)[0] < -0.01 * _limits(advantages)[1]
     axes.set(title=title, xlabel="success rate of the group, p", ylabel="advantage A" if signed else "|A|")

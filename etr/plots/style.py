@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -110,9 +111,19 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return drawn
 
 
+class Picture(Figure):
+    """A figure that pyplot does not know: nothing is shown, kept or closed behind the caller's back."""
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows for it, with no backend to be set up first."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 def new_figure(width: float, height: float) -> Figure:
-    """A figure in inches that pyplot does not know: nothing is shown, kept or closed behind the caller's back."""
-    return Figure(figsize=(width, height), layout="constrained")
+    """An empty figure; width and height in inches."""
+    return Picture(figsize=(width, height), layout="constrained")
 
 
 def finish(figure: Figure, caption: str, ends: Mapping[Axes, Sequence[End]] | None = None) -> Figure:

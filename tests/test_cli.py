@@ -1,0 +1,180 @@
+"""The command line as a user meets it: what it prints, what it leaves, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from etr.cli import main
+from etr.cli.options import parse_assignments
+from etr.errors import InputError
+
+SMALL = ("--seeds", "4", "--iterations", "6", "--group-size", "4")
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of one command; words are not broken over lines."""
+    status = main(argv)
+    out = capsys.readouterr()
+    return status, " ".join(out.out.split()), " ".join(out.err.split())
+
+
+@pytest.fixture(autouse=True)
+def wide_and_clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A wide terminal, so that tables do not wrap, and a folder of its own for every test."""
+    monkeypatch.setattr("etr.cli.options.console._width", 250)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_list_names_every_objective_with_its_evidence(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "list")
+    assert status == 0
+    for word in ("etr", "grpo_wide", "2601.03723", "reconstructed", "verified"):
+        assert word in out
+
+
+def test_show_prints_equation_fields_and_reduction(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "show", "etr")
+    assert "clamp(ε·micro_i·macro_i, ε_min, ε_max)" in out
+    assert "Equals grpo at micro=0.0, macro=0.0." in out
+    assert "Needs: group." in out
+    assert "Breaks the law 'finite_differences' by design" in run(capsys, "show", "cispo")[1]
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        main(["train", "--help"])
+    assert exit_status.value.code == 0
+    out = capsys.readouterr().out
+    for text in ("--group-size", "Completions sampled for each prompt", "etr train --resume", "--recipe"):
+        assert text in out
+
+
+def test_compare_leaves_a_whole_run_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    envs = ("--envs", "bandit-fixed-gap", "tree-easy")
+    status, out, _ = run(capsys, "compare", *SMALL, *envs, "--recipes", "etr", "grpo", "--out", "here")
+    assert status == 0
+    assert "Probability of improvement" in out and "etr > grpo" in out and "here/report.html" in out
+    folder = Path("here")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["recipes"][0]["objective"]["micro"] == 0.5
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
+    rows = json.loads((folder / "comparison.json").read_text())["rows"]
+    assert {row["env"] for row in rows} == {"bandit-fixed-gap", "tree-easy", "all"}
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+    assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".json"}
+    assert any((folder / "tensorboard").iterdir())
+    page = (folder / "report.html").read_text()
+    assert "data:image/png;base64," in page and "src=\"http" not in page
+
+
+def test_toy_changes_recipe_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, _ = run(
+        capsys, "toy", "--recipe", "grpo", "--env", "bandit-near-tie", *SMALL, "--out", "x",
+        "--set", "eps_high=0.3", "optimizer.lr=1e-2", "optimizer.updates=2", "advantage=group_center",
+    )  # fmt: skip
+    assert status == 0
+    recipe = yaml.safe_load(Path("x/config.yaml").read_text())["recipes"][0]
+    assert recipe["objective"]["eps_high"] == 0.3
+    assert recipe["optimizer"] == {
+        "lr": 0.01, "updates": 2, "micro_batches": None, "max_grad_norm": 1.0, "weight_decay": 0.0,
+    }  # fmt: skip
+    assert recipe["advantage"] == "group_center"
+
+
+def test_report_works_on_a_folder_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        assert run(capsys, "toy", *SMALL, "--env", "tree-easy", "--out", f"all/{name}")[0] == 0
+    status, out, _ = run(capsys, "report", "all")
+    assert status == 0 and "all/report.html" in out
+    assert Path("all/report.html").read_text().count("tree-easy") > 1
+
+
+def test_check_runs_the_laws_on_a_users_own_module(capsys: pytest.CaptureFixture[str]) -> None:
+    header = "from dataclasses import dataclass\nfrom etr.objectives.grpo import GRPO\n@dataclass(frozen=True)\n"
+    Path("mine.py").write_text(header + "class Fine(GRPO):\n    eps_high: float = 0.3\n")
+    Path("his.py").write_text(header + "class Flipped(GRPO):\n    def surrogate(self, *a):\n        return -super().surrogate(*a)\n")
+    assert run(capsys, "check", "mine:Fine")[0] == 0
+    status, out, err = run(capsys, "check", "his:Flipped")
+    assert status == 2
+    assert "must equal A" in out
+    assert "his:Flipped breaks" in err and "on_policy" in err and "mend the objective" in err
+
+
+def test_bench_prints_ratios_and_writes_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from etr.bench import loss, toy
+
+    monkeypatch.setattr(toy.bench_toy, "__defaults__", ("etr", 2, 1, 1))
+    monkeypatch.setattr(loss.bench_loss, "__defaults__", (4, 8, 1))
+    assert "speed-up" in run(capsys, "bench", "toy", "--json", "toy.json")[1]
+    assert "ratio to hand-written" in run(capsys, "bench", "loss", "--json", "loss.json")[1]
+    written = json.loads(Path("toy.json").read_text())
+    values = {row["measure"]: row["value"] for row in written["rows"]}
+    assert values["speed-up"] > 0 and values["vectorised run-iterations/s"] > 0
+    assert written["environment"]["packages"]["torch"]
+    assert {row["objective"] for row in json.loads(Path("loss.json").read_text())["rows"]} >= {"hand-written", "etr"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["show", "grp"], ["unknown recipe 'grp'", "did you mean 'grpo'", "module:Class"]),
+        (["toy", "--env", "bandit-spred"], ["unknown", "bandit-spred", "bandit-spread"]),
+        (["toy", "--set", "mirco=0.3"], ["unknown field", "mirco", "did you mean 'micro'"]),
+        (["toy", "--set", "micro"], ["--set got 'micro'", "field=value"]),
+        (["toy", "--set", "micro=big"], ["ETR.micro is 'big'", "give a number"]),
+        (["toy", "--set", "optimizer.lr=-1"], ["optimizer.lr is -1", "at least 0"]),
+        (["toy", "--set", "sampler.x=1"], ["unknown recipe section", "sampler"]),
+        (["toy", "--recipe", "missing.yaml"], ["missing.yaml does not exist"]),
+        (["toy", "--recipe", "no_such_module:X"], ["no_such_module", "run the command in the folder"]),
+        (["toy", "--group-size", "1"], ["group_size is 1", "at least 2"]),
+        (["toy", "--iterations", "0"], ["iterations is 0", "at least 1"]),
+        (["toy", "--set", "beta=0.1", "--recipe", "cispo"], ["unknown field", "beta"]),
+        (["report", "nowhere"], ["nowhere"]),
+        (["train", "--model", "tiny-random", "--task", "arithmetix"], ["unknown task", "arithmetic"]),
+        (["train", "--model", "./no-such-folder"], ["no-such-folder", "does not exist"]),
+        (["train", "--resume", "nowhere"], ["nowhere"]),
+        (["train", "--group-size", "1"], ["group_size is 1"]),
+        (["train", "--recipe", "grpo", "--set", "beta=0.1", "--model", "tiny-random"], ["reference policy", "LLM trainer"]),
+        (["eval", "--model", "tiny-random", "--task", "missing.jsonl"], ["missing.jsonl"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(argv: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, *argv)
+    assert status == 2
+    assert err.startswith("etr: ")
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err
+
+
+def test_an_existing_run_is_not_touched(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("toy", "--env", "tree-easy", *SMALL, "--out", "kept")
+    assert run(capsys, *argv)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("kept").rglob("*")}
+    status, _, err = run(capsys, *argv)
+    assert status == 2 and "already holds a run" in err and "--overwrite" in err
+    assert before == {path: path.stat().st_mtime_ns for path in Path("kept").rglob("*")}
+    assert run(capsys, *argv, "--overwrite")[0] == 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("in the way")
+    status, _, err = run(capsys, "toy", *SMALL, "--out", "file/run")
+    assert status == 2 and "file/run" in err
+
+
+def test_assignments_need_a_field_and_a_value() -> None:
+    assert parse_assignments(["a=1", "b=none-such", "c=true"]) == {"a": 1, "b": "none-such", "c": True}
+    with pytest.raises(InputError, match="field=value"):
+        parse_assignments(["=1"])
+
+
+def test_the_installed_command_runs() -> None:
+    done = subprocess.run([sys.executable, "-m", "etr", "list"], capture_output=True, text=True, check=True)
+    assert "grpo" in done.stdout
