@@ -68,9 +68,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(
-            f"cannot read '{path}' ({error.strerror}); give the folder of a finished run"
-        ) from error
+        raise InputError(f"cannot read '{path}' ({error.strerror}); give the folder of a finished run") from error
     except ValueError as error:
         raise InputError(f"'{path}' is not valid JSON ({error}); mend the file or repeat the run") from error
 

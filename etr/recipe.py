@@ -1,4 +1,4 @@
-"""Floor 4: a recipe is what gets trained, compared and promoted: an objective, its advantage and the optimiser's settings.
+"""Floor 4: a recipe is what gets trained, compared and promoted: objective, advantage and optimiser settings.
 
 Loaded from an objective's name, a YAML file, or `module:Name`; one loader for the toy and the LLM trainer. A sampler or
 a controller will be further fields here.

@@ -15,9 +15,10 @@ _EXPONENT_LIMIT = 20.0
 def kl_policy_to_ref(log_probs: Tensor, ref_log_probs: Tensor, kind: Literal["k1", "k2", "k3"] = "k3") -> Tensor:
     """Estimates of KL(π ‖ π_ref) in nats from tokens sampled by π, with d = log π − log π_ref.
 
-    k1 = d (unbiased, may be negative); k2 = d²/2 (biased, small variance); k3 = e^{−d} + d − 1 (unbiased, ≥ 0; |d| is taken as at most 20).
-    Source: Schulman, "Approximating KL divergence", 2020. As a loss their gradients differ: on-policy only k2's is
-    that of the KL, k1's has mean zero, and k3's is that of KL(π_ref ‖ π). Raises InputError for another kind.
+    k1 = d (unbiased, may be negative); k2 = d²/2 (biased, small variance); k3 = e^{−d} + d − 1 (unbiased, ≥ 0;
+    with d kept within ±20). Source: Schulman, "Approximating KL divergence", 2020. As a loss their gradients differ:
+    on-policy only k2's is that of the KL, k1's has mean zero, and k3's is that of KL(π_ref ‖ π).
+    Raises InputError for another kind.
     """
     d = log_probs - ref_log_probs
     if kind == "k1":
@@ -25,7 +26,7 @@ def kl_policy_to_ref(log_probs: Tensor, ref_log_probs: Tensor, kind: Literal["k1
     if kind == "k2":
         return d.square() / 2
     if kind == "k3":
-        # Both terms are limited together: bounding the exponential alone would leave + d, which pushes π off the reference.
+        # Both terms share the bound: with the exponential alone bounded, + d would push π off the reference.
         d = d.clamp(-_EXPONENT_LIMIT, _EXPONENT_LIMIT)
         return (-d).exp() + d - 1
     raise InputError(unknown("kl kind", kind, KINDS))

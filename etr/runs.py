@@ -126,9 +126,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     try:
         *lines, last = file.read_bytes().split(b"\n")
     except OSError as error:
-        raise InputError(
-            f"cannot read '{file}' ({error.strerror}); give the folder of a run that has steps"
-        ) from error
+        raise InputError(f"cannot read '{file}' ({error.strerror}); give the folder of a run that has steps") from error
     rows = [_row(line, f"'{file}' line {number}") for number, line in enumerate(lines, 1)]
     try:
         return [*rows, _row(last, "")]  # whole but for its line end

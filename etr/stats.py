@@ -47,8 +47,8 @@ def pass_at_k(n: Tensor, c: Tensor, k: int) -> Tensor:
     if bool(((c < 0) | (c > n)).any()):
         raise InputError("pass@k got a count of right answers below 0 or above n; count each answer once")
     drawn = torch.arange(k, dtype=torch.float64, device=n.device)
-    misses = (n - c).unsqueeze(-1) - drawn
-    return 1 - (misses.clamp(min=0) / (n.unsqueeze(-1) - drawn)).prod(-1)
+    misses = ((n - c).unsqueeze(-1) - drawn) / (n.unsqueeze(-1) - drawn)  # has a factor 0 once n - c < k
+    return 1 - misses.prod(-1)
 
 
 def iqm(x: Tensor, dim: int = -1) -> Tensor:
@@ -125,9 +125,7 @@ def bootstrap(
     """
     if values.ndim != 1:
         raise InputError(f"values have shape {tuple(values.shape)}; give one value per item, [n]")
-    return stratified_bootstrap(
-        values.unsqueeze(0), lambda s: statistic(s.squeeze(-2)), generator, samples, level
-    )
+    return stratified_bootstrap(values.unsqueeze(0), lambda s: statistic(s.squeeze(-2)), generator, samples, level)
 
 
 def probability_of_improvement(x: Tensor, y: Tensor) -> float:

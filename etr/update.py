@@ -1,11 +1,13 @@
-"""Floor 4: one optimiser step's gradient. The toy trainer and the LLM trainer call this and nothing else, so that a loss
-validated on a bandit is the loss that trains the LLM, bit for bit.
+"""Floor 4: one optimiser step's gradient. The toy trainer and the LLM trainer both call this and nothing else.
+
+So a loss that was validated on a bandit is the loss that trains the LLM, bit for bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def split(size: int, parts: int) -> list[slice]:
     if not 1 <= parts <= size:
         raise InputError(f"optimizer.micro_batches is {parts} but a batch has {size} responses; give 1 to {size}")
     bounds = [size * i // parts for i in range(parts + 1)]
-    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 def add_gradients(

@@ -53,9 +53,7 @@ def test_parts_with_the_global_denominator_add_up(rows: Rows, mode: str, data: s
     owner = torch.tensor(data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows))))
     values, mask = padded(rows)
     denominator = global_denominator(mask, mode)
-    parts = sum(
-        aggregate(values[owner == part], mask[owner == part], mode, denominator).item() for part in range(3)
-    )
+    parts = sum(aggregate(values[owner == part], mask[owner == part], mode, denominator).item() for part in range(3))
     assert parts == pytest.approx(aggregate(values, mask, mode).item(), rel=1e-9, abs=1e-9)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def batch_with(**changes: Any) -> Callable[[], Batch]:
     return lambda: Batch(**{**fields, **changes})
 
 
-# Batches ---------------------------------------------------------------------------------------------------------------
+# Batches ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_batch_that_the_cases_spoil_is_good() -> None:
@@ -121,12 +122,12 @@ def test_nothing_kept() -> None:
     message = "response_mask keeps no token; give at least one response token in every run"
     empty = batch_with(response_mask=torch.zeros(2, 3, dtype=torch.bool))()
     for name in etr.list_objectives():
-        refused(lambda name=name: etr.policy_loss(etr.get(name), empty), message)  # type: ignore[misc]
+        refused(partial(etr.policy_loss, etr.get(name), empty), message)
     one_run = torch.stack([torch.ones(2, 3), torch.zeros(2, 3)]) > 0
     refused(lambda: global_denominator(one_run, "token-mean"), message)
 
 
-# Rewards and groups ----------------------------------------------------------------------------------------------------
+# Rewards and groups -------------------------------------------------------------------------------------------------
 
 PAIR = torch.tensor([0, 0])
 
@@ -146,7 +147,7 @@ def test_a_group_of_one(name: str) -> None:
 def test_rewards_that_are_not_finite(bad: str) -> None:
     rewards = torch.tensor([0.0, float(bad)])
     for estimator in ESTIMATORS.values():
-        refused(lambda e=estimator: e(rewards, PAIR), f"reward at index [1] is {bad}; mend the reward function")  # type: ignore[misc]
+        refused(partial(estimator, rewards, PAIR), f"reward at index [1] is {bad}; mend the reward function")
     refused(lambda: etr.group_stats(rewards, PAIR), f"reward {bad} at index [1] is outside [0, 1]; mend the reward")
 
 
@@ -169,14 +170,15 @@ def test_rewards_and_ids_that_do_not_fit(function: Callable[[Tensor, Tensor], ob
     refused(lambda: function(torch.zeros(()), PAIR), "empty batch: rewards have shape ();")
     for dtype in (torch.int64, torch.bool):
         rewards = torch.zeros(2, dtype=dtype)
-        refused(lambda r=rewards: function(r, PAIR), f"rewards have dtype {dtype}; give floating point", "(rewards.float())")  # type: ignore[misc]
+        wanted = f"rewards have dtype {dtype}; give floating point numbers (rewards.float())"
+        refused(partial(function, rewards, PAIR), wanted)
     for shape in [(3,), (1, 2), ()]:
         ids = torch.zeros(shape, dtype=torch.long)
         wanted = f"group_ids have shape {shape} but rewards (2,); give one id per response"
-        refused(lambda i=ids: function(torch.zeros(2), i), wanted)  # type: ignore[misc]
+        refused(partial(function, torch.zeros(2), ids), wanted)
 
 
-# Names and fields ------------------------------------------------------------------------------------------------------
+# Names and fields ---------------------------------------------------------------------------------------------------
 
 
 def test_unknown_names() -> None:
@@ -184,10 +186,14 @@ def test_unknown_names() -> None:
     refused(lambda: etr.get("grpoo"), "unknown objective 'grpoo'; did you mean 'grpo'? Valid: cispo, dapo, ")
     refused(lambda: etr.get("zzzzzz"), "unknown objective 'zzzzzz'; Valid: cispo")
     refused(lambda: get_estimator("group_z_score"), "unknown advantage 'group_z_score'; did you mean 'group_zscore'?")
-    refused(lambda: aggregate(values, mask, "token_mean"), "unknown aggregation 'token_mean'; did you mean 'token-mean'?")
+    refused(
+        lambda: aggregate(values, mask, "token_mean"), "unknown aggregation 'token_mean'; did you mean 'token-mean'?"
+    )
     refused(lambda: aggregate(values, mask, "mean", 1.0), "unknown aggregation 'mean'")
     refused(lambda: kl(values, values, "k4"), "unknown kl kind 'k4'; did you mean", "Valid: k1, k2, k3")  # type: ignore[arg-type]
-    refused(lambda: load_recipe("ert"), "unknown recipe 'ert'; did you mean 'etr'?", "give a .yaml file or module:Class")
+    refused(
+        lambda: load_recipe("ert"), "unknown recipe 'ert'; did you mean 'etr'?", "give a .yaml file or module:Class"
+    )
     refused(lambda: load_env("bandit-spred"), "unknown environment 'bandit-spred'; did you mean 'bandit-spread'?")
 
 
@@ -227,10 +233,12 @@ def test_fields_out_of_range(name: str, field: str, value: float, wanted: str) -
 
 
 def test_an_objective_with_an_unknown_aggregation() -> None:
-    refused(lambda: etr.get("ppo", aggregation="tokenmean"), "unknown aggregation 'tokenmean'; did you mean 'token-mean'?")
+    refused(
+        lambda: etr.get("ppo", aggregation="tokenmean"), "unknown aggregation 'tokenmean'; did you mean 'token-mean'?"
+    )
 
 
-# What an objective needs -----------------------------------------------------------------------------------------------
+# What an objective needs --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -258,7 +266,11 @@ NEEDS: list[tuple[str, dict[str, object], str]] = [
     ("grpo", {"beta": 0.1}, "log-probs of a reference policy (ref_log_probs=...)"),
     ("etr", {}, "group statistics (group=etr.group_stats(rewards, group_ids))"),
     ("etr_proportional", {}, "group statistics"),
-    ("grpo_wide", {"beta": 0.1}, "group statistics (group=etr.group_stats(rewards, group_ids)); log-probs of a reference"),
+    (
+        "grpo_wide",
+        {"beta": 0.1},
+        "group statistics (group=etr.group_stats(rewards, group_ids)); log-probs of a reference",
+    ),
 ]
 
 

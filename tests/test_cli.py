@@ -70,7 +70,7 @@ def test_compare_leaves_a_whole_run_folder(capsys: pytest.CaptureFixture[str]) -
     assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".json"}
     assert any((folder / "tensorboard").iterdir())
     page = (folder / "report.html").read_text()
-    assert "data:image/png;base64," in page and "src=\"http" not in page
+    assert "data:image/png;base64," in page and 'src="http' not in page
 
 
 def test_toy_changes_recipe_fields(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +98,9 @@ def test_report_works_on_a_folder_of_runs(capsys: pytest.CaptureFixture[str]) ->
 def test_check_runs_the_laws_on_a_users_own_module(capsys: pytest.CaptureFixture[str]) -> None:
     header = "from dataclasses import dataclass\nfrom etr.objectives.grpo import GRPO\n@dataclass(frozen=True)\n"
     Path("mine.py").write_text(header + "class Fine(GRPO):\n    eps_high: float = 0.3\n")
-    Path("his.py").write_text(header + "class Flipped(GRPO):\n    def surrogate(self, *a):\n        return -super().surrogate(*a)\n")
+    Path("his.py").write_text(
+        header + "class Flipped(GRPO):\n    def surrogate(self, *a):\n        return -super().surrogate(*a)\n"
+    )
     assert run(capsys, "check", "mine:Fine")[0] == 0
     status, out, err = run(capsys, "check", "his:Flipped")
     assert status == 2
@@ -106,7 +108,9 @@ def test_check_runs_the_laws_on_a_users_own_module(capsys: pytest.CaptureFixture
     assert "his:Flipped breaks" in err and "on_policy" in err and "mend the objective" in err
 
 
-def test_bench_prints_ratios_and_writes_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_prints_ratios_and_writes_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from etr.bench import loss, toy
 
     monkeypatch.setattr(toy.bench_toy, "__defaults__", ("etr", 2, 1, 1))

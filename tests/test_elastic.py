@@ -80,8 +80,8 @@ def test_the_two_bounds_are_separate_and_clamped(name: str) -> None:
     low, high = half_widths(objective, batch)
     assert low == pytest.approx([0.1 * unit] * 16, rel=1e-12)
     assert high == pytest.approx([0.3 * unit] * 16, rel=1e-12)
-    tight = dataclasses.replace(objective, eps_min=0.15, eps_max=0.25)  # type: ignore[call-arg]
-    assert half_widths(tight, batch) == ([pytest.approx(0.15)] * 16, [pytest.approx(0.25)] * 16)
+    low, high = half_widths(etr.get(name, eps_low=0.1, eps_high=0.3, eps_min=0.15, eps_max=0.25), batch)
+    assert low == pytest.approx([0.15] * 16) and high == pytest.approx([0.25] * 16)
 
 
 @given(st.lists(st.floats(0.0, 6.0), min_size=2, max_size=8), st.floats(0.0, 0.25), st.sampled_from(ELASTIC))
@@ -126,9 +126,8 @@ def test_a_normalised_budget_counts_responses_not_tokens() -> None:
     objective = etr.get("etr", normalize_budget=True, **NO_CLAMP)
     rewards, ids = rewards_of(1, size=4)
     short = bandit(objective, rewards, ids)
-    long = {n: getattr(short, n).expand(4, 7) for n in ("log_probs", "old_log_probs", "response_mask")}
-    mask = torch.arange(7) < torch.tensor([[7], [1], [2], [3]])
-    ragged = dataclasses.replace(short, **{**long, "response_mask": mask})
+    old, mask = short.log_probs.expand(4, 7), torch.arange(7) < torch.tensor([[7], [1], [2], [3]])
+    ragged = dataclasses.replace(short, log_probs=old, old_log_probs=old, response_mask=mask)
     assert half_widths(objective, ragged)[1] == pytest.approx(half_widths(objective, short)[1], rel=1e-12)
 
 
@@ -146,8 +145,9 @@ def test_no_gradient_flows_through_the_region(name: str, fields: dict[str, Any])
     for extra in ({}, {"normalize_budget": True}) if name in ("etr", "grpo_wide") else ({},):
         objective = etr.get(name, **fields, **extra)
         batch = bandit(objective, *rewards_of(1, 3, size=4), 0.5)
-        leaves = {"advantages": batch.advantages.requires_grad_(), "log_probs": batch.log_probs.requires_grad_()}
-        region = etr.policy_loss(objective, dataclasses.replace(batch, **leaves)).region
+        for leaf in (batch.advantages, batch.log_probs):
+            leaf.requires_grad_()
+        region = etr.policy_loss(objective, batch).region
         assert not region.low.requires_grad and not region.high.requires_grad
 
 
@@ -213,7 +213,9 @@ def test_the_wide_control_keeps_its_width_in_micro_batches() -> None:
 
 def test_etr_without_elasticity_is_grpo() -> None:
     neutral = etr.get("etr", micro=0.0, macro=0.0)
-    batch = bandit(neutral, *rewards_of(1, 2, 3, size=4), torch.tensor([0.2, -0.22] * 6))  # r = 1.22 is in [0.75, 1.25] only
+    batch = bandit(
+        neutral, *rewards_of(1, 2, 3, size=4), torch.tensor([0.2, -0.22] * 6)
+    )  # r = 1.22 is in [0.75, 1.25] only
     for found, want in zip(gradient(neutral, batch), gradient(etr.get("grpo"), batch), strict=True):
         assert torch.equal(found, want)
     assert not torch.equal(gradient(etr.get("etr"), batch)[1], gradient(etr.get("grpo"), batch)[1])

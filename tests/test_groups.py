@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etr.groups import GroupStats, Groups, group_stats
+from etr.groups import Groups, GroupStats, group_stats
 
 responses = st.lists(st.tuples(st.integers(-5, 5), st.floats(0.0, 1.0)), min_size=1, max_size=12)
 

@@ -49,7 +49,7 @@ def test_k1_and_k3_estimate_kl_of_the_policy_to_the_reference(seed: int) -> None
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_k2_is_biased_and_by_how_much(seed: int) -> None:
-    """With d = log π − log π_ref: KL = E[d], and 1 = E[e^{−d}], so E[d²/2] − KL = E[d²/2 + 1 − d − e^{−d}] ≈ E[d³]/6."""
+    """With d = log π − log π_ref: KL = E[d] and 1 = E[e^{−d}], so E[d²/2] − KL = E[d²/2 + 1 − d − e^{−d}] ≈ E[d³]/6."""
     policy, ref = policies(seed)
     d, p = policy.log_softmax(-1) - ref.log_softmax(-1), policy.softmax(-1)
     bias = (expected("k2", policy, ref) - divergence(policy, ref)).item()
@@ -116,9 +116,7 @@ GAUSSIANS = [  # shift of the reference, bias/KL and std/KL of k1, k2, k3
 
 
 @pytest.mark.parametrize(("shift", "biases", "spreads"), GAUSSIANS)
-def test_bias_and_spread_for_two_gaussians(
-    shift: float, biases: tuple[float, ...], spreads: tuple[float, ...]
-) -> None:
+def test_bias_and_spread_for_two_gaussians(shift: float, biases: tuple[float, ...], spreads: tuple[float, ...]) -> None:
     """π = N(0, 1), π_ref = N(shift, 1), KL = shift²/2, by quadrature: the numbers of Schulman's note."""
     x, true = torch.linspace(-12, 12, 48_001, dtype=torch.float64), shift**2 / 2
     weight = torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) * (x[1] - x[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -164,6 +165,28 @@ def test_the_penalty_is_aggregated_as_the_objective_is() -> None:
 
 
 @pytest.mark.parametrize("name", PLAIN)
+def test_scope_says_which_tokens_a_token_depends_on(name: str) -> None:
+    """Moving one token's log-prob changes that token (scope "token"), or all tokens of its response (scope "row")."""
+    objective = etr.get(name)
+    batch = tokens([[1e-5, 2e-5, 1e-5], [3e-5, 1e-5, -1e-5]], [1.0, -1.0])
+    batch = dataclasses.replace(batch, group=etr.GroupStats(*torch.tensor([[0.5] * 2, [0.25] * 2, [2.0] * 2])))
+    moved = batch.log_probs.clone()
+    moved[0, 1] += 1e-5
+    values = [
+        etr.policy_loss(objective, dataclasses.replace(batch, log_probs=x)).per_token for x in (batch.log_probs, moved)
+    ]
+    changed = [[True] * 3 if objective.scope == "row" else [False, True, False], [False] * 3]
+    assert (values[0] != values[1]).tolist() == changed
+
+
+def test_scopes() -> None:
+    rows = {name for name in PLAIN if etr.get(name).scope == "row"}
+    whole = {name for name in PLAIN if etr.get(name).scope == "batch"}
+    assert {"gspo"} <= rows and {"grpo_wide"} <= whole and not {"ppo", "grpo", "etr", "cispo"} & (rows | whole)
+    assert etr.get("etr", normalize_budget=True).scope == "batch"
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_group_without_signal_has_no_gradient(name: str) -> None:
     """Also off-policy and whatever its region; the other group of the batch still learns."""
     objective = etr.get(name)
@@ -177,9 +200,7 @@ def test_a_group_without_signal_has_no_gradient(name: str) -> None:
 def test_the_first_update_does_not_depend_on_the_region(name: str) -> None:
     """On-policy r = 1 lies inside every region: c = A, the same bits for a narrow and a wide one."""
     fields = set(etr.get(name).__dataclass_fields__)
-    narrow, wide = (
-        {"eps_low": eps, "eps_high": eps, "eps_min": 0.0, "eps_max": 1.0}.items() for eps in (0.01, 0.9)
-    )
+    narrow, wide = ({"eps_low": eps, "eps_high": eps, "eps_min": 0.0, "eps_max": 1.0}.items() for eps in (0.01, 0.9))
     losses = []
     for setting in (narrow, wide):
         objective = etr.get(name, **{k: v for k, v in setting if k in fields})

@@ -258,6 +258,11 @@ def test_the_forest_has_a_panel_per_environment_and_the_first_recipe_on_top() ->
     assert "n = 64 seeds per environment" in caption(figure)
 
 
+def test_a_row_of_panels_that_is_not_full_leaves_no_empty_ones() -> None:
+    figure = comparison_forest([{**row, "env": f"env {i}"} for i, row in enumerate(rows())])
+    assert [axes.get_title("left") for axes in figure.axes] == ["env 0", "env 1", "env 2", "env 3"]
+
+
 def test_rows_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(InputError, match="no rows to compare"):
         comparison_forest([])

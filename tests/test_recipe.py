@@ -203,7 +203,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     [
         ("mico", 1, "unknown field of objective 'etr': 'mico'; did you mean 'micro'?"),
         ("optimizer.learning_rate", 1, "unknown field of optimizer: 'learning_rate'"),
-        ("optimiser.lr", 1, "unknown recipe section 'optimiser'; did you mean 'optimizer'? Valid: objective, optimizer"),
+        (
+            "optimiser.lr",
+            1,
+            "unknown recipe section 'optimiser'; did you mean 'optimizer'? Valid: objective, optimizer",
+        ),
         ("advantage", "loo", "unknown advantage 'loo'"),
         ("micro", "much", "ETR.micro is 'much'; give a number"),
     ],

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from base64 import b64decode
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from etr.errors import InputError
 from etr.plots import save_figures, seed_bands
 from etr.report import Picture, Sample, Section, collect, write_report
 from etr.report.collect import find_runs
-from etr.report.llm import progress
+from etr.report.llm import progress, side_by_side
 from etr.runs import RunFolder
 
 NASTY = "<script>alert('x')</script> & <b>\"bold\"</b> {{ 7 * 7 }} </pre>"
@@ -60,8 +61,9 @@ def llm_run(path: Path, recipe: str = "etr", steps: int = 4, done: bool = True) 
             run.log(step, {"reward": step / 10, "entropy": 1.0, "kl": 0.01, "zero_grad_frac": 0.1})
         sample = {"prompt": f"2 + 2? {NASTY}", "answer": "4", "before": NASTY, "reward_before": 0.0}
         run.write_json("samples.json", [sample | ({"after": "4!", "reward_after": 1.0} if done else {})])
-        before = {"pass@1": {"estimate": 0.25, "low": 0.2, "high": 0.3}, "items": 40}
-        run.write_json("eval.json", {"before": before} | ({"after": {"pass@1": [0.5, 0.4, 0.6]}} if done else {}))
+        before = {"pass@1": {"estimate": 0.25, "low": 0.2, "high": 0.3}, "truncated": 0.125, "questions": 40}
+        after = {**before, "pass@1": {"estimate": 0.5, "low": 0.4, "high": 0.6}}
+        run.write_json("eval.json", {"before": before} | ({"after": after} if done else {}))
     return path
 
 
@@ -151,8 +153,13 @@ def test_a_report_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_comparison_shows_scores_chances_readings_and_captions(tmp_path: Path) -> None:
     page = report(compare_run(tmp_path / "run"))
     assert page.text.count("0.500 [0.432, 0.600]") == 8
-    for text in ("0.700 [0.600, 0.800]", "etr is better", "not settled", "grpo is better", "64 seeds", "n = 3 seeds"):
-        assert text in page.text
+    assert "64 seeds" in page.text and "n = 3 seeds" in page.text
+    readings = re.findall(r"(0\.\d+ \[[^]]+\])\n(.+ is better|not settled)\n", page.text)
+    assert readings == [
+        ("0.700 [0.600, 0.800]", "etr is better"),
+        ("0.550 [0.450, 0.650]", "not settled"),
+        ("0.300 [0.200, 0.400]", "grpo is better"),
+    ]
     assert [image["alt"] for image in page.all("img")] == ["final score", "final entropy", "etr"]
     environments = re.findall(r"\n(bandit|tree)\n(etr|grpo)\n0", page.text)
     assert environments == [("bandit", "etr"), ("bandit", "grpo"), ("tree", "etr"), ("tree", "grpo")]
@@ -190,7 +197,7 @@ def test_an_llm_run_shows_progress_answers_and_pass_at_k(tmp_path: Path) -> None
     assert "0.250 [0.200, 0.300]" in page.text and "0.500 [0.400, 0.600]" in page.text
     assert "after training" in page.text and "4!" in page.text and "reward 1" in page.text
     assert page.text.count(NASTY) == 2
-    assert "items" not in page.text
+    assert "mean over 40 questions [95\xa0% interval" in page.text and "\n0.125\n" in page.text
     assert "kind: llm" in page.text and '"python"' in page.text  # config and environment, folded
     assert len(page.all("img")) == 1
 
@@ -204,7 +211,7 @@ def test_a_stopped_run_has_a_report_too(tmp_path: Path) -> None:
 
 def test_a_run_without_evaluation_has_no_table(tmp_path: Path) -> None:
     run = llm_run(tmp_path / "run")
-    (run / "eval.json").write_text('{"before": null, "after": {}}')
+    (run / "eval.json").unlink()
     (run / "samples.json").write_text("[]")
     page = report(run)
     assert not page.all("table") and "Held-out" not in page.text and "Sampled answers" not in page.text
@@ -242,7 +249,29 @@ def test_a_folder_of_runs_gives_one_report_comparisons_first(tmp_path: Path) -> 
     sources = [section.source for section in sections if section.source]
     assert sources == ["toy", "a-llm", "deeper/b-llm"]
     assert sections[-1].title == "LLM runs side by side" and len(sections[-1].figures) == 1
-    assert "a-llm" in report(tmp_path).text
+    assert Page(write_report(tmp_path, sections)).text.count("a-llm") == 1
+
+
+@pytest.mark.parametrize(
+    ("paths", "recipes", "names"),
+    [
+        (["a", "b"], ["etr", "grpo"], ["etr", "grpo"]),
+        (["a", "b"], ["etr", "etr"], ["a", "b"]),
+        (["1/run", "2/run"], ["etr", "etr"], ["{0}/1/run", "{0}/2/run"]),
+    ],
+)
+def test_runs_side_by_side_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: list[str], recipes: list[str], names: list[str]
+) -> None:
+    drawn: list[str] = []
+
+    def draw(runs: Iterable[str]) -> Picture:
+        drawn.extend(runs)
+        return Picture(bytes(24), "")
+
+    monkeypatch.setattr("etr.report.llm._curves", draw)
+    side_by_side([llm_run(tmp_path / path, recipe) for path, recipe in zip(paths, recipes, strict=True)])
+    assert drawn == [name.format(tmp_path) for name in names]
 
 
 def test_one_llm_run_has_nothing_beside_it(tmp_path: Path) -> None:

@@ -86,8 +86,7 @@ def test_a_metric_called_step_is_refused(tmp_path: Path) -> None:
 def test_a_run_is_not_replaced_unless_asked(tmp_path: Path) -> None:
     path = make(tmp_path / "run")
     sentence = re.escape(
-        f"{path} already holds a run; "
-        "choose another --out, continue it with --resume or replace it with --overwrite"
+        f"{path} already holds a run; choose another --out, continue it with --resume or replace it with --overwrite"
     )
     with pytest.raises(InputError, match=f"^{sentence}$"):
         RunFolder.create(path, {})
@@ -186,9 +185,7 @@ def test_a_broken_row_that_no_kill_explains_is_named(tmp_path: Path, line: bytes
 @pytest.mark.parametrize("text", [b"a: [1", b"a: 1\n b: 2", b"\xff\xfe"])
 def test_a_config_with_a_typo_is_named(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(text)
-    with pytest.raises(
-        InputError, match=r"^[^\n]*config.yaml' is not valid YAML \([^\n]+\); mend the file[^\n]*$"
-    ):
+    with pytest.raises(InputError, match=r"^[^\n]*config.yaml' is not valid YAML \([^\n]+\); mend the file[^\n]*$"):
         read_config(tmp_path)
 
 
@@ -210,9 +207,7 @@ def test_other_broken_files_are_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ writing
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atomic_write(tmp_path / "x", "old")
     monkeypatch.setattr(os, "fsync", _disk_full)
     with pytest.raises(InputError, match=r"cannot write '.*x' \(No space left on device\); free some space"):
@@ -233,9 +228,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_row_keeps_the_earlier_rows(tmp_
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
     try:
-        with pytest.raises(
-            InputError, match=r"metrics.jsonl' \(.+\); its earlier rows are intact: .* --resume"
-        ):
+        with pytest.raises(InputError, match=r"metrics.jsonl' \(.+\); its earlier rows are intact: .* --resume"):
             append_line(path, '{"step": 1, "reward": 0.5}')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -262,9 +255,7 @@ def test_tensorboard_has_the_same_numbers_also_after_a_resume(tmp_path: Path) ->
     assert _board(path) == [(0, 0.0), (1, 0.1), (2, 0.7)]
 
 
-def test_without_tensorboard_the_run_says_so_once_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_tensorboard_the_run_says_so_once_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.warns(RuntimeWarning, match="TensorBoard is not installed") as record:
         path = make(tmp_path / "run")
@@ -281,10 +272,11 @@ def test_a_board_that_cannot_write_ends_alone(tmp_path: Path, monkeypatch: pytes
 # ------------------------------------------------------------------------------------------------ environment
 
 
-def test_environment_names_what_is_installed() -> None:
+def test_environment_names_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etr.environment.PACKAGES", ("torch", "no-such-package"))
     record = environment()
     assert record["etr"] == etr.__version__
-    assert record["packages"]["torch"] == torch.__version__  # type: ignore[index]
+    assert record["packages"] == {"torch": torch.__version__, "no-such-package": None}
     assert record["threads"] == torch.get_num_threads()
     json.dumps(record, allow_nan=False)
 
@@ -292,9 +284,7 @@ def test_environment_names_what_is_installed() -> None:
 def test_git_commit_of_a_checkout_only(tmp_path: Path) -> None:
     def git(*words: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.run(
-            ["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True
-        ).stdout
+        return subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True).stdout
 
     git("init")
     assert git_commit(tmp_path) is None  # no commit yet
@@ -316,9 +306,7 @@ def test_default_folders_are_named_after_the_recipe_and_never_repeat(
     seen = set()
     for _ in range(4):
         path = default_out("my_module:Mine/../x")
-        assert re.fullmatch(r"my_module-Mine-\.\.-x-\d{8}-\d{6}(-\d)?", path.name) and path.parent == Path(
-            "runs"
-        )
+        assert re.fullmatch(r"my_module-Mine-\.\.-x-\d{8}-\d{6}(-\d)?", path.name) and path.parent == Path("runs")
         path.mkdir(parents=True)
         seen.add(path)
     assert len(seen) == 4

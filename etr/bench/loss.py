@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,8 @@ def llm_sized(objective: Objective, rows: int, tokens: int) -> Batch:
 
     group = small.group and dataclasses.replace(small.group, **{k: tile(v) for k, v in vars(small.group).items()})
     names = ("log_probs", "old_log_probs", "response_mask", "advantages", "ref_log_probs", "rollout_log_probs")
-    return Batch(**{n: tile(getattr(small, n)) for n in names}, group=group, entropy=tile(-small.old_log_probs))
+    tensors: dict[str, Any] = {n: tile(getattr(small, n)) for n in names}
+    return Batch(**tensors, group=group, entropy=tile(-small.old_log_probs))
 
 
 def objective_step(objective: Objective, batch: Batch) -> None:

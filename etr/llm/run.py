@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from etr.errors import InputError
 from etr.files import read_json
@@ -63,7 +60,6 @@ def resume(path: Path, steps: int | None, say: Say, on_step: OnStep) -> Path:
 
 def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
     """Load task and model; everything that can be refused is refused here, before anything is written."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     task = load_task(config.task, split="train", config=config.task_options, seed=config.seed)
     say(f"loading {config.model} ...")
     language_model = load_model(config.model, config.dtype)

@@ -17,6 +17,7 @@ from etr.runs import METRICS, read_config, read_metrics
 EVAL, SAMPLES = "eval.json", "samples.json"
 ENDS = 10  # steps at either end of a run that are averaged to say what changed
 Row = Mapping[str, float]
+Table = tuple[list[str], list[list[str]]]
 
 
 def sections(run: Path, source: str) -> list[Section]:
@@ -24,11 +25,10 @@ def sections(run: Path, source: str) -> list[Section]:
     config, rows = read_config(run), _rows(run)
     name, settings = _name(config, run), config.get("settings", {})
     model, task = settings.get("model", "a model"), settings.get("task", "a task")
-    table = _evaluation(run)
-    note = " Held-out questions: mean over questions [95 % interval, bootstrap over questions]." if table else ""
+    note, table = _evaluation(run)
     first = Section(
         f"{name}: {model} on {task}",
-        progress(rows) + note,
+        f"{progress(rows)} {note}",
         table=table,
         figures=[_curves({name: rows})] if rows else [],
         details=folded(run),
@@ -41,10 +41,10 @@ def sections(run: Path, source: str) -> list[Section]:
 
 def side_by_side(runs: Sequence[Path]) -> list[Section]:
     """The curves of several runs in one picture; nothing if there are fewer than two."""
-    curves = {path.name: _rows(path) for path in runs}
-    recipes = [_name(read_config(path), path) for path in runs]
-    if len(set(recipes)) == len(recipes):  # the recipe names a run better than its folder, and has a fixed colour
-        curves = dict(zip(recipes, curves.values(), strict=True))
+    # A recipe names a run better than its folder does, and has a colour of its own; but names must differ.
+    choices = ([_name(read_config(path), path) for path in runs], [path.name for path in runs], list(map(str, runs)))
+    names = next(choice for choice in choices if len(set(choice)) == len(runs))
+    curves = {name: _rows(path) for name, path in zip(names, runs, strict=True)}
     if len(runs) < 2 or not any(curves.values()):
         return []
     return [Section("LLM runs side by side", figures=[_curves(curves)])]
@@ -81,21 +81,21 @@ def _curves(runs: Mapping[str, Sequence[Row]]) -> Picture:
     return Picture(png(figure), caption(figure))
 
 
-def _evaluation(run: Path) -> tuple[list[str], list[list[str]]] | None:
-    """pass@k before and after training as a table, if the run has evaluated."""
-    results = read_json(run / EVAL) if (run / EVAL).exists() else {}
+def _evaluation(run: Path) -> tuple[str, Table | None]:
+    """pass@k and the share of answers cut off, before and after training, with a sentence on what they are."""
+    if not (run / EVAL).exists():
+        return "", None
+    results = read_json(run / EVAL)
     try:
-        found = {when: results[when] for when in ("before", "after") if results.get(when)}
+        found = {"before": results["before"]} | ({"after": results["after"]} if "after" in results else {})
         measures = dict.fromkeys(name for values in found.values() for name in values if name.startswith("pass@"))
-        rows = [[name, *(_interval(values[name]) for values in found.values())] for name in measures]
-    except (KeyError, TypeError, AttributeError) as error:
+        rows = [[name, *(interval(**values[name]) for values in found.values())] for name in measures]
+        rows.append(["answers cut off", *(f"{values['truncated']:.3f}" for values in found.values())])
+        questions = " and ".join(dict.fromkeys(str(values["questions"]) for values in found.values()))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"'{run / EVAL}' is incomplete ({error}); repeat the run with --overwrite") from error
-    return (["held-out questions", *(f"{when} training" for when in found)], rows) if rows else None
-
-
-def _interval(value: Mapping[str, float] | Sequence[float]) -> str:
-    """An interval as JSON has it: with its names, or as a list of estimate, low and high."""
-    return interval(**value) if isinstance(value, Mapping) else interval(*value)
+    note = f"Held-out: mean over {questions} questions [95 % interval, bootstrap over questions]."
+    return note, (["held-out questions", *(f"{when} training" for when in found)], rows)
 
 
 def _samples(run: Path) -> list[Sample]:

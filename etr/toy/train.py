@@ -8,6 +8,7 @@ tree. A seed's run is the same whichever other seeds share its batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from etr import diagnostics, exact
-from etr.batch import Batch, LossOutput
+from etr.batch import Batch, LossOutput, Mean
 from etr.errors import InputError
 from etr.groups import group_stats
 from etr.loss import check_batch
@@ -114,7 +115,7 @@ def rollout(recipe: Recipe, model: ExactModel, logits: Tensor, draw: Tensor) -> 
         old = taken_log_probs(logits, index)
         rewards = rewards.flatten(-2)
         group_ids = torch.arange(model.prompts).repeat_interleave(draw.shape[-2])
-        uniform = torch.full_like(old, -torch.tensor(float(model.vocab_size)).log())  # the starting policy
+        uniform = torch.full_like(old, -math.log(model.vocab_size))  # the starting policy
         batch = Batch(
             log_probs=old,
             old_log_probs=old,
@@ -147,8 +148,8 @@ class Recorder:
         self.recipe, self.model = recipe, model
         self.steps: list[int] = []
         self.rows: list[dict[str, Tensor]] = []
-        self.parts: list[dict[str, diagnostics.Mean]] = []
-        self.width: diagnostics.Mean | None = None
+        self.parts: list[dict[str, Mean]] = []
+        self.width: Mean | None = None
 
     def observe(self, part: Batch, out: LossOutput) -> None:
         """Clip shares and region widths of a micro-batch, at the last update of an iteration."""
