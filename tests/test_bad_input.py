@@ -319,4 +319,4 @@ def test_more_micro_batches_than_responses(parts: int) -> None:
 @pytest.mark.parametrize("field", ["iterations", "group_size", "seeds", "metrics_every"])
 def test_toy_settings_out_of_range(field: str) -> None:
     settings: dict[str, Any] = {field: 0}
-    refused(lambda: ToyConfig(**settings), f"{field} is 0; give at least {2 if field == 'group_size' else 1}")
+    refused(lambda: ToyConfig(**settings).check(), f"{field} is 0; give at least {2 if field == 'group_size' else 1}")

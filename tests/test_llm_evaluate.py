@@ -7,12 +7,13 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 
 from etr.errors import InputError
 from etr.llm import evaluate as module
 from etr.llm.evaluate import Answers, EvalResult, evaluate, summarize
 from etr.llm.models import tiny_model
-from etr.llm.rollout import TransformersEngine
+from etr.llm.rollout import Rollout, TransformersEngine, pack
 from etr.llm.tasks import Task, load_task
 
 pytest.importorskip("transformers")
@@ -56,6 +57,28 @@ def test_every_answer_is_graded_against_its_own_item() -> None:
     right = sum(sum(row.rewards) for row in result.rows) / (12 * 8)
     assert 0 < right < 1  # otherwise a mix-up of items would not show
     assert result.pass_at[1].estimate == pytest.approx(right)
+
+
+class Echo:
+    """An engine that answers with the first token of the prompt, which is right in the copy task."""
+
+    def __init__(self) -> None:
+        self.seeds: list[int] = []
+
+    def generate(self, prompts: list[list[int]], group_size: int, seed: int) -> Rollout:
+        self.seeds.append(seed)
+        rows = torch.tensor([[*prompt, prompt[0]] for prompt in prompts for _ in range(group_size)])
+        return pack(rows, torch.ones_like(rows[:, :-1]), eos_ids=(1,))
+
+    def sync(self, model: object) -> None: ...
+
+
+def test_answers_stay_with_their_items_and_batches_have_seeds_of_their_own() -> None:
+    engine = Echo()
+    result = evaluate(tiny_model(), load_task("copy"), engine, items=40, samples=8, ks=(1,))
+    assert result.pass_at[1] == (1.0, 1.0, 1.0)
+    assert result.truncated == 1.0
+    assert len(engine.seeds) == len(set(engine.seeds)) == 5
 
 
 def test_a_seed_fixes_everything_and_batches_do_not_change_the_items(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -82,11 +83,11 @@ class Largest(TorchDispatchMode):
 
 
 def largest(compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[int, int]:
-    """Sizes of the largest tensor made in forward and backward, and of the largest one kept between them."""
+    """Size of the largest tensor made in forward and backward, and of all that are kept between them."""
     saved = [0]
 
     def pack(tensor: Tensor) -> Tensor:
-        saved[0] = max(saved[0], tensor.numel())
+        saved[0] += tensor.numel()
         return tensor
 
     with Largest() as made, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -104,8 +105,14 @@ def test_full_logits_are_neither_made_nor_kept() -> None:
     assert saved < full / 5
 
 
-def rollout(dtype: str = "float64", share_pad: bool = False) -> tuple[Any, Rollout]:
+def rollout(dtype: str = "float64", share_pad: bool = False, absolute: bool = False) -> tuple[Any, Rollout]:
+    """Sampled rows; `absolute`: from a model that knows each position by its number and not by its distance."""
     language_model = tiny_model(dtype=dtype)
+    if absolute:
+        config = transformers.GPT2Config(18, n_positions=32, n_embd=32, n_layer=2, n_head=2, eos_token_id=1)
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(config).to(torch.float64).eval()
+        language_model = dataclasses.replace(language_model, model=model)
     if share_pad:
         language_model.tokenizer.pad_token = language_model.tokenizer.eos_token
     return language_model.model, TransformersEngine(language_model, 8).generate(PROMPTS, 3, seed=1)
@@ -123,12 +130,13 @@ def from_full_logits(model: Any, sample: Rollout, temperature: float) -> tuple[T
     return log_probs, entropy
 
 
-@pytest.mark.parametrize("share_pad", [False, True])
+@pytest.mark.parametrize("kind", [{}, {"share_pad": True}, {"absolute": True}])
 @pytest.mark.parametrize("read", [shared_hidden, full_hidden])
 def test_completion_log_probs_equal_those_of_each_row_alone(
-    monkeypatch: pytest.MonkeyPatch, read: Any, share_pad: bool
+    monkeypatch: pytest.MonkeyPatch, read: Any, kind: dict[str, bool]
 ) -> None:
-    model, sample = rollout(share_pad=share_pad)
+    model, sample = rollout(**kind)
+    assert can_share_prompts(model)
     assert set(sample.lengths.tolist()) != {8}, "some completions must be shorter than the longest"
     monkeypatch.setattr(module, "can_share_prompts", lambda model: read is shared_hidden)
     arguments = (model, sample.sequences, sample.attention_mask, sample.prompt_width, 0.7)
@@ -189,7 +197,10 @@ SMALL = {
 def family(name: str, **options: Any) -> Any:
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**SMALL, **options))
-    model.get_output_embeddings().weight.data.mul_(40)  # logits as large as a trained model's
+    head = model.get_output_embeddings()
+    head.weight.data.mul_(40)  # logits as large as a trained model's
+    if head.bias is not None:
+        head.bias.data.normal_()
     return model.eval()
 
 

@@ -89,6 +89,7 @@ def test_mode_and_generation_config_come_back_and_no_gradient_is_kept() -> None:
 def test_frequencies_are_those_of_the_log_probs_whatever_the_model_config_asks_for(temperature: float) -> None:
     language_model = tiny_model()
     model = language_model.model
+    model.resize_token_embeddings(80, mean_resizing=False)  # more than the 50 that `generate` keeps by default
     model.get_output_embeddings().weight.data.mul_(8)  # a distribution with some shape
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.top_k = 2

@@ -67,9 +67,11 @@ def test_a_run_leaves_metrics_samples_evaluation_and_a_loadable_checkpoint(tmp_p
     assert samples and set(samples[0]) == {"prompt", "answer", "before", "reward_before", "after", "reward_after"}
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-6"]
     again = load_model(str(out / "checkpoints" / "step-6"))
-    assert same(dict(again.model.named_parameters()), {k: v for k, v in weights(out, 6).items()}) or again.model.config.tie_word_embeddings  # fmt: skip
+    reloaded, written = again.model.state_dict(), weights(out, 6)
+    assert written and all(torch.equal(reloaded[name], value) for name, value in written.items())
 
 
+@pytest.mark.slow
 def test_the_reward_of_a_learnable_task_rises(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=60, prompts=8, group_size=16, eval_items=0, save_every=100)
     start(tmp_path / "run", config, recipe("etr", **{"optimizer.lr": 5e-3}))
@@ -182,7 +184,7 @@ def test_bad_runs_are_refused_before_anything_is_written(tmp_path: Path) -> None
         start(out, replace(CONFIG, device="nonsense"))
     assert not out.exists()
     with pytest.raises(InputError, match="prompts is 0; give at least 1"):
-        replace(CONFIG, prompts=0)
+        replace(CONFIG, prompts=0).check()
     with pytest.raises(InputError, match="unknown setting 'stepps'.*did you mean 'steps'"):
         TrainConfig.from_dict({"stepps": 1})
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from etr.errors import FieldError, InputError
+from etr.llm import procedural
 from etr.llm.grading import final_answer, parse_number, same_answer
 from etr.llm.items import Item, user
 from etr.llm.tasks import Task, encode, load_task
@@ -99,7 +100,7 @@ def test_one_digit_arithmetic_is_split_into_all_its_questions() -> None:
         assert whole.reward(item, "no idea") == 0.0
 
 
-def test_partial_credit_and_failing_scorers_count_as_wrong() -> None:
+def test_partial_credit_counts_as_wrong() -> None:
     task = load_task("chain_sum", size=1)
     item = task.items[0]
     assert task.reward(item, f"The answer is {item.answer}") == 1.0
@@ -109,6 +110,16 @@ def test_partial_credit_and_failing_scorers_count_as_wrong() -> None:
     assert countdown.reward(item, item.answer) == 1.0
     for text in ("1 + 1", "", "))((", "x" * 100):
         assert countdown.reward(item, text) == 0.0
+
+
+def test_a_scorer_that_fails_on_a_text_counts_it_as_wrong() -> None:
+    class Failing:
+        def score_answer(self, answer: str, entry: Any) -> float:
+            raise RuntimeError(f"cannot parse {answer}")
+
+    score = procedural.scorer(Failing())
+    assert score(Item(user("q"), "blue"), "blue") == 0.0
+    assert score(Item(user("q"), "3"), "3") == 1.0  # the right number needs no scorer
 
 
 def test_options_of_a_dataset_are_used() -> None:

@@ -24,10 +24,11 @@ def train(
 ) -> None:
     """Train a language model on a verifiable task, with the loss that the toy environments use.
 
-    Examples:
-      etr train --recipe etr --model smollm2-135m --task arithmetic --set optimizer.updates=2
-      etr train --recipe my.yaml --model ./my-model --task questions.jsonl --max-new-tokens 64
-      etr train --resume runs/train-etr-20260101-120000
+    A laptop example: etr train --recipe etr --model smollm2-135m --task arithmetic --set optimizer.updates=2
+
+    Your own things: etr train --recipe my.yaml --model ./my-model --task questions.jsonl --max-new-tokens 64
+
+    After Ctrl-C or a crash: etr train --resume runs/train-etr-20260101-120000
 
     Args:
         recipe: An objective's name, a .yaml file or module:Class.

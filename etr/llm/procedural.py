@@ -22,9 +22,9 @@ def load(name: str, seed: int, size: int, config: Config) -> tuple[Iterator[Item
         raise InputError(f"task '{name}' needs reasoning-gym: pip install reasoning-gym (or give a .jsonl file)")
     if name == "arithmetic":
         data = _dataset("chain_sum", seed, size, {**ARITHMETIC, **config})
-        return (_short(e) for e in data if e["metadata"]["expression"] != EXAMPLE[0]), _scorer(data)
+        return (_short(e) for e in data if e["metadata"]["expression"] != EXAMPLE[0]), scorer(data)
     data = _dataset(name, seed, size, config)
-    return (Item(user(entry["question"]), str(entry["answer"]), entry) for entry in data), _scorer(data)
+    return (Item(user(entry["question"]), str(entry["answer"]), entry) for entry in data), scorer(data)
 
 
 def _short(entry: Mapping[str, Any]) -> Item:
@@ -58,7 +58,9 @@ def _dataset(name: str, seed: int, size: int, config: Config) -> Any:
         raise InputError(f"task '{name}' refuses the options {dict(config)}: {error}; mend them") from error
 
 
-def _scorer(data: Any) -> Callable[[Item, str], float]:
+def scorer(data: Any) -> Callable[[Item, str], float]:
+    """A dataset's own scoring of the extracted answer; a right number is right in any notation."""
+
     def score(item: Item, completion: str) -> float:
         candidate = final_answer(completion, item.answer)
         if parse_number(item.answer) is not None and same_answer(candidate, item.answer):

@@ -60,6 +60,7 @@ def resume(path: Path, steps: int | None, say: Say, on_step: OnStep) -> Path:
 
 def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
     """Load task and model; everything that can be refused is refused here, before anything is written."""
+    config.check()
     task = load_task(config.task, split="train", config=config.task_options, seed=config.seed)
     say(f"loading {config.model} ...")
     language_model = load_model(config.model, config.dtype)

@@ -31,7 +31,7 @@ LEARNING_RATE = 0.1  # Adam on logits: about one tenth of a nat per update, so t
 
 @dataclass(frozen=True)
 class ToyConfig:
-    """Settings of a toy run, shared by all recipes of a comparison. Raises InputError for values out of range."""
+    """Settings of a toy run, shared by all recipes of a comparison."""
 
     # Rollout batches to train on.
     iterations: int = 100
@@ -44,7 +44,8 @@ class ToyConfig:
     # Iterations between measurements.
     metrics_every: int = 1
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise InputError for values out of range."""
         for name, least in (("iterations", 1), ("group_size", 2), ("seeds", 1), ("metrics_every", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least {least}")
@@ -68,8 +69,9 @@ def train(
 ) -> History:
     """Train `recipe` on `model` from the uniform policy with every seed at once; `progress` gets each iteration.
 
-    Raises InputError when the objective needs an input that a toy run does not have.
+    Raises InputError for settings out of range, or when the objective needs an input that a toy run does not have.
     """
+    config.check()
     objective = recipe.objective
     objective.require(SUPPLIES, "the toy trainer")
     shape = (config.seeds, model.prompts, model.states, model.vocab_size)
