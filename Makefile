@@ -20,7 +20,7 @@ help:  ## list the targets
 
 demo: $(VENV)/.demo  ## compare ETR with GRPO on toys, train a real LLM with the same loss, write a report
 	$(BIN)/etr compare --out $(OUT)/toy
-	$(BIN)/etr train --out $(OUT)/llm --steps 12 --eval-items 24 --eval-samples 4
+	$(BIN)/etr train --out $(OUT)/llm --steps 12 --eval-items 24 --eval-samples 4 --set optimizer.updates=2
 	$(BIN)/etr report $(OUT)
 
 test: $(VENV)/.dev  ## all tests, with the coverage of the core

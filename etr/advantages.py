@@ -23,13 +23,13 @@ def group_zscore(rewards: Tensor, group_ids: Tensor, *, ddof: int = 0, eps: floa
     With the population std (ddof=0) mean A² = 1 in every mixed group, so |A| = 1 is the neutral size;
     TRL and verl use the sample std (ddof=1) with eps 1e-4 and 1e-6.
 
-    >>> group_zscore(torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.zeros(4))
+    >>> group_zscore(torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.zeros(4, dtype=torch.long))
     tensor([ 1., -1., -1.,  1.])
     """
     groups = _groups(rewards, group_ids)
     centred = rewards - groups.mean(rewards)
     std = (groups.sum(centred**2) / (groups.size - ddof)).sqrt()
-    dead = groups.homogeneous(rewards)
+    dead = groups.homogeneous(rewards) | (std == 0)  # the square of a tiny difference may vanish
     return torch.where(dead, 0.0, centred / torch.where(dead, 1.0, std + eps))
 
 

@@ -28,7 +28,7 @@ class Region(NamedTuple):
     high: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mean:
     """A mean kept as sum and count, `[*R]`: added over micro-batches and ranks, divided once, so it stays exact.
 
@@ -51,11 +51,11 @@ class Mean:
 
     @staticmethod
     def of(values: Tensor, where: Tensor) -> Mean:
-        """Mean over the last two dimensions of the entries selected by the bool mask `where`."""
-        return Mean(torch.where(where, values, 0.0).sum((-2, -1)), where.sum((-2, -1)).to(values.dtype))
+        """Mean over the last two dimensions of the entries selected by the bool mask `where`, in double precision."""
+        return Mean(torch.where(where, values, 0.0).double().sum((-2, -1)), where.sum((-2, -1)).double())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """One rollout batch, or a micro-batch of it. Masked positions may hold anything, NaN included.
 
@@ -89,8 +89,8 @@ class Batch:
         for name in ("response_mask", *TOKEN_FIELDS):
             self._require_shape(name, getattr(self, name), (shape,))
         self._require_shape("advantages", self.advantages, (shape, shape[:-1]))
-        rows = {**dict(self.columns), **({} if self.group is None else vars(self.group))}
-        for name, column in rows.items():
+        group = {} if self.group is None else vars(self.group)
+        for name, column in (*self.columns.items(), *group.items()):
             self._require_shape(name, column, (shape[:-1],))
 
     def _require_shape(self, name: str, value: Tensor | None, allowed: tuple[torch.Size, ...]) -> None:
@@ -125,7 +125,8 @@ class Batch:
     def clean(self) -> Batch:
         """Padding set to 0 and at least single precision, so that no later step meets NaN, infinity or bfloat16.
 
-        Selecting happens before any exp(): multiplying by the mask afterwards would turn NaN·0 into NaN.
+        Selecting happens before any exp(): multiplying by the mask afterwards would turn NaN·0 into NaN. Only the
+        current policy's log-probs and entropy keep their graph: `Batch(log_probs, log_probs, ...)` would cancel it.
         """
 
         def token(value: Tensor | None) -> Tensor | None:
@@ -137,6 +138,9 @@ class Batch:
             return torch.where(self.response_mask.any(-1), wide, 0.0)
 
         changes: dict[str, Any] = {name: token(getattr(self, name)) for name in (*TOKEN_FIELDS, "advantages")}
+        for name, value in changes.items():
+            if value is not None and name not in ("log_probs", "entropy"):
+                changes[name] = value.detach()  # data of this update, whatever made it
         return dataclasses.replace(self, **changes)
 
     def rows(self, index: slice | Tensor) -> Batch:
@@ -152,12 +156,13 @@ class Batch:
         return dataclasses.replace(self, **changes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossOutput:
     """What `policy_loss` returns.
 
     loss `[*R]` is minimised; per_token `[*R, B, T]` is the objective before aggregation (to be maximised, 0 on
-    padding, regularizers excluded); log_ratio = log π/π_old as the objective sees it; region: bounds, `[*R, B, T]`.
+    padding, regularizers excluded); log_ratio = log π/π_old as the objective sees it, token_log_ratio = of each token
+    alone; region: bounds, `[*R, B, T]`; mask: the kept tokens.
     """
 
     loss: Tensor
@@ -165,16 +170,16 @@ class LossOutput:
     log_ratio: Tensor
     region: Region
     mask: Tensor
+    token_log_ratio: Tensor
 
     @cached_property
     def metrics(self) -> dict[str, Mean]:
         """Exact sums for logging, computed when first read. Units and meaning: `etr.diagnostics.METRICS`."""
-        log_ratio = self.log_ratio.detach()  # a report, not part of the loss
-        ratio = log_ratio.exp()
-        width = (self.region.high - self.region.low).expand_as(ratio)
+        log_ratio = self.token_log_ratio.detach()  # a report, not part of the loss
+        ratio = self.log_ratio.detach().exp()  # likewise
         return {
-            "policy/kl_old_to_new_k3": Mean.of(ratio - 1 - log_ratio, self.mask),
+            "policy/kl_old_to_new_k3": Mean.of(log_ratio.exp() - 1 - log_ratio, self.mask),
             "policy/ratio": Mean.of(ratio, self.mask),
             "policy/objective": Mean.of(self.per_token.detach(), self.mask),  # a report as well
-            "region/width": Mean.of(width, self.mask),
+            "region/width": Mean.of(self.region.high - self.region.low, self.mask),
         }

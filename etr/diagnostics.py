@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from etr.batch import Batch, Mean, Region
+from etr.errors import InputError
+from etr.groups import GroupStats
 from etr.loss import gradient_coefficient
 from etr.objective import Objective
 
@@ -39,22 +41,29 @@ def clipped(objective: Objective, batch: Batch) -> dict[str, Mean]:
 
 
 def homogeneous(batch: Batch) -> dict[str, Mean]:
-    """Share of responses without signal, A = 0 on every token (`group/homogeneous_frac`)."""
-    dead = torch.where(batch.response_mask, batch.token_advantages, 0.0).eq(0).all(-1, keepdim=True)
-    return {"group/homogeneous_frac": Mean.of(dead.to(batch.advantages.dtype), torch.ones_like(dead))}
+    """Share of responses whose whole group got one reward; InputError for a batch without group statistics."""
+    dead = (_group(batch).var == 0).unsqueeze(-1)
+    return {"group/homogeneous_frac": Mean.of(dead.double(), torch.ones_like(dead))}
 
 
 def width_by_success_rate(batch: Batch, region: Region, edges: Tensor) -> Mean:
     """Mean width of the region by success rate of the group, `[*R, bins]`, over responses with a gradient (A ≠ 0).
 
-    edges: `[bins − 1]` ascending inner boundaries of the bins of p.
+    edges: `[bins − 1]` ascending inner boundaries of p; a rate on a boundary belongs to the bin below it.
+    Raises InputError for a batch without group statistics.
     """
-    assert batch.group is not None
+    rates = _group(batch).mean.contiguous()
     mask = batch.response_mask & (batch.token_advantages != 0)
     width = torch.where(mask, region.high - region.low, 0.0).double()
-    bins = torch.bucketize(batch.group.mean, edges.to(batch.group.mean))
+    bins = torch.bucketize(rates, edges.to(rates))
     empty = width.new_zeros(*width.shape[:-2], len(edges) + 1)
     return Mean(
         empty.scatter_add(-1, bins, width.sum(-1)),
         empty.scatter_add(-1, bins, mask.sum(-1).double()),
     )
+
+
+def _group(batch: Batch) -> GroupStats:
+    if batch.group is None:
+        raise InputError("this batch has no group statistics; give group=etr.group_stats(rewards, group_ids)")
+    return batch.group

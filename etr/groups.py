@@ -13,7 +13,7 @@ from torch import Tensor
 from etr.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroupStats:
     """Statistics of each response's own group, repeated for every member. All `[*R, B]`.
 
@@ -45,6 +45,8 @@ def group_stats(rewards: Tensor, group_ids: Tensor, reward_range: tuple[float, f
     (0.25, 0.1875, 4.0)
     """
     low, high = reward_range
+    if not low < high:
+        raise InputError(f"reward_range is ({low:g}, {high:g}); give (low, high) with low < high")
     groups = Groups(rewards, group_ids)
     bad = ~((rewards >= low) & (rewards <= high))  # also true for NaN
     if bool(bad.any()):
@@ -55,7 +57,9 @@ def group_stats(rewards: Tensor, group_ids: Tensor, reward_range: tuple[float, f
         )
     unit = (rewards - low) / (high - low)
     mean = groups.mean(unit)
-    return GroupStats(mean, groups.mean((unit - mean) ** 2), groups.size)
+    # Equal rewards have variance 0 exactly, also where their mean is rounded.
+    var = torch.where(groups.homogeneous(unit), 0.0, groups.mean((unit - mean) ** 2))
+    return GroupStats(mean, var, groups.size)
 
 
 class Groups:
@@ -64,8 +68,10 @@ class Groups:
     def __init__(self, rewards: Tensor, group_ids: Tensor) -> None:
         if rewards.ndim < 1 or rewards.shape[-1] == 0:
             raise InputError(f"empty batch: rewards have shape {tuple(rewards.shape)}; give at least one response")
-        if not rewards.is_floating_point():
-            raise InputError(f"rewards have dtype {rewards.dtype}; give floating point numbers (rewards.float())")
+        if rewards.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"rewards have dtype {rewards.dtype}; give single or double precision (rewards.float())")
+        if group_ids.is_floating_point():
+            raise InputError(f"group_ids have dtype {group_ids.dtype}; give integers, such as the prompt's number")
         if group_ids.shape not in (rewards.shape, rewards.shape[-1:]):
             raise InputError(
                 f"group_ids have shape {tuple(group_ids.shape)} but rewards {tuple(rewards.shape)}; "

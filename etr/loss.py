@@ -8,6 +8,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
+from etr import ratios
 from etr.batch import Batch, LossOutput, Region
 from etr.errors import InputError
 from etr.objective import Objective
@@ -35,7 +36,8 @@ def policy_loss(
     penalty = objective.regularizer(clean)
     if penalty is not None:
         loss = loss + objective.aggregate(penalty, mask, divisor)
-    return LossOutput(loss.to(dtype), per_token.to(dtype), log_ratio, region, mask)
+    bounds = Region(*(bound.expand_as(per_token) for bound in region))
+    return LossOutput(loss.to(dtype), per_token.to(dtype), log_ratio, bounds, mask, ratios.token(clean))
 
 
 def gradient_coefficient(objective: Objective, batch: Batch) -> Tensor:

@@ -55,8 +55,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "eps_max": (0.0, 1.0),
     "beta": (0.0, math.inf),
     "dual_clip": (1.0, math.inf),
-    "micro": (0.0, math.inf),
-    "macro": (0.0, math.inf),
+    "micro": (0.0, 1.0),  # beyond these two a scale could turn negative
+    "macro": (0.0, 2.0),
     "length": (1, math.inf),
 }
 
@@ -83,10 +83,19 @@ class Objective:
     reduces_to: ClassVar[Reduction | None] = None
     examples: ClassVar[tuple[Mapping[str, object], ...]] = ()  # further settings for which the laws are checked
 
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = cls.__name__  # until it is registered under another
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
             _check_field(type(self).__name__, kind, field.name, getattr(self, field.name))
+        low, high = getattr(self, "eps_min", 0.0), getattr(self, "eps_max", math.inf)
+        if low > high:
+            raise FieldError(
+                f"{type(self).__name__}.eps_min is {low:g}, above eps_max {high:g}; give eps_min <= eps_max"
+            )
 
     # Declarations -------------------------------------------------------------------------------------------------
 
@@ -154,7 +163,7 @@ class Objective:
         """Raise InputError when `who` (a trainer, a batch) cannot supply what this objective needs."""
         missing = sorted(self.needs - set(available))
         if missing:
-            what = "; ".join(NEEDS[name] for name in missing)
+            what = "; ".join(NEEDS.get(name, f"'{name}'") for name in missing)
             raise InputError(f"objective '{self.name}' needs {what}, which {who} does not have")
 
 
@@ -163,12 +172,17 @@ def _check_field(owner: str, annotation: str, name: str, value: object) -> None:
     if value is None and optional:
         return
     if annotation.startswith(("float", "int")):
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise FieldError(f"{owner}.{name} is {value!r}; give a number")
+        whole = annotation.startswith("int")
+        kinds = int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+            raise FieldError(f"{owner}.{name} is {value!r}; give a {'whole ' if whole else ''}number")
         low, high = RANGES.get(name, (-math.inf, math.inf))
         if not low <= value <= high:
             raise FieldError(f"{owner}.{name} is {value:g}; give a number from {low:g} to {high:g}")
     elif annotation == "bool" and not isinstance(value, bool):
         raise FieldError(f"{owner}.{name} is {value!r}; give true or false")
     elif name == "aggregation":
-        aggregation.check_mode(str(value))
+        try:
+            aggregation.check_mode(str(value))
+        except InputError as error:
+            raise FieldError(f"{owner}.{name}: {error}") from None

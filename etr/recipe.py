@@ -7,9 +7,7 @@ a controller will be further fields here.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 from etr.advantages import get_estimator
 from etr.errors import FieldError, InputError, unknown
 from etr.objective import Objective
+from etr.references import import_name, objective_from, reference
 from etr.registry import get, list_objectives
 
 T = TypeVar("T", bound=Any)
@@ -69,7 +68,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.advantage is not None:
-            get_estimator(self.advantage)
+            get_estimator(str(self.advantage))
 
     def advantages(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
         """Rewards `[*R, B]` to advantages `[*R, B]`."""
@@ -82,6 +81,8 @@ class Recipe:
         recipe = self
         for key, value in overrides.items():
             group, _, name = key.rpartition(".")
+            if not group and name in _fields(recipe.optimizer) and name not in _fields(recipe.objective):
+                group = "optimizer"
             if key == "advantage":
                 recipe = _replace(recipe, "recipe", {key: value})
             elif group == "optimizer":
@@ -97,7 +98,7 @@ class Recipe:
         """Plain values, as `load_recipe` reads them from YAML."""
         return {
             "name": self.name,
-            "objective": {"name": self.objective.name, **dataclasses.asdict(self.objective)},
+            "objective": {"name": reference(self.objective), **dataclasses.asdict(self.objective)},
             "advantage": self.advantage,
             "optimizer": dataclasses.asdict(self.optimizer),
         }
@@ -132,9 +133,12 @@ def recipe_from_dict(data: Mapping[str, Any], default_name: str, where: str) -> 
             raise FieldError("the key 'objective' is missing; add for example `objective: etr`")
         spec = data["objective"]
         fields = {"name": spec} if isinstance(spec, str) else dict(_mapping("objective", spec))
-        objective = get(str(fields.pop("name", None)), **fields)
+        name = fields.pop("name", None)
+        if not isinstance(name, str):
+            raise FieldError("'objective' has no name; add for example `name: etr` to its fields")
+        objective = objective_from(name, fields)
         optimizer = _replace(OptimizerSettings(), "optimizer", _mapping("optimizer", data.get("optimizer") or {}))
-        return Recipe(str(data.get("name", default_name)), objective, data.get("advantage"), optimizer)
+        return Recipe(str(data.get("name") or default_name), objective, data.get("advantage"), optimizer)
     except InputError as error:
         raise type(error)(f"{where}: {error}") from None
 
@@ -142,15 +146,18 @@ def recipe_from_dict(data: Mapping[str, Any], default_name: str, where: str) -> 
 def _mapping(name: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise FieldError(f"'{name}' is {value!r}; write its fields as `key: value` lines below it")
-    return value
+    return {str(key): item for key, item in value.items()}
 
 
 def _replace(target: T, kind: str, changes: Mapping[str, object]) -> T:
-    valid = [f.name for f in dataclasses.fields(target)]
     for key in changes:
-        if key not in valid:
-            raise FieldError(unknown(f"field of {kind}:", key, valid))
+        if key not in _fields(target):
+            raise FieldError(unknown(f"field of {kind}:", key, _fields(target)))
     return dataclasses.replace(target, **changes)
+
+
+def _fields(target: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(target)]
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -168,23 +175,14 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def _from_module(text: str) -> Recipe:
-    module_name, _, attribute = text.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a user's own module lies in the folder the command is run from
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"recipe {text}: {error}; run the command in the folder that holds {module_name}.py") from None
-    if not hasattr(module, attribute):
-        names = [n for n in vars(module) if not n.startswith("_")]
-        raise InputError(f"recipe {text}: " + unknown("name", attribute, names))
-    value = getattr(module, attribute)
-    if isinstance(value, type) and issubclass(value, Objective):
-        value = value()
-    if isinstance(value, Objective):
-        if not hasattr(type(value), "name"):
-            type(value).name = attribute  # an unregistered class is called by its own name
-        return Recipe(value.name, value)
+        value = import_name(text)
+    except InputError as error:
+        raise InputError(f"recipe {error}") from None
     if isinstance(value, Recipe):
         return value
-    raise InputError(f"recipe {text} is a {type(value).__name__}; it must be an Objective class or object, or a Recipe")
+    if isinstance(value, type) and issubclass(value, Objective):
+        return Recipe(value.name, value())
+    if isinstance(value, Objective):
+        return Recipe(text.partition(":")[2], value)  # not its class's name: its fields may differ
+    raise InputError(f"recipe {text} has type {type(value).__name__}; give an Objective class or object, or a Recipe")

@@ -14,9 +14,16 @@ T = TypeVar("T", bound=type[Objective])
 
 
 def register(name: str) -> Callable[[T], T]:
-    """Class decorator: make an objective known as `name`. Raises InputError when another class has that name."""
+    """Class decorator: make an objective known as `name`.
+
+    Raises InputError when another class has that name, or this one has another name or is no dataclass.
+    """
 
     def add(cls: T) -> T:
+        if "__dataclass_fields__" not in vars(cls):  # its new fields would silently keep the parent's defaults
+            raise InputError(f"{cls.__qualname__} is no dataclass; write @dataclass(frozen=True) below @register")
+        if find(cls.name) is cls and cls.name != name:
+            raise InputError(f"{cls.__qualname__} is already registered as '{cls.name}'; a class has one name")
         known = _OBJECTIVES.get(name)
         # Running a notebook cell twice defines the same class again; that is no clash.
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -36,6 +43,11 @@ def list_objectives() -> list[str]:
     return sorted(_OBJECTIVES)
 
 
+def find(name: str) -> type[Objective] | None:
+    """The class registered as `name`, or None."""
+    return _OBJECTIVES.get(name)
+
+
 def objective_class(name: str) -> type[Objective]:
     """The class registered as `name`; raises InputError naming the nearest one."""
     if name not in _OBJECTIVES:
@@ -43,7 +55,7 @@ def objective_class(name: str) -> type[Objective]:
     return _OBJECTIVES[name]
 
 
-def get(name: str, **fields: object) -> Objective:
+def get(name: str, /, **fields: object) -> Objective:
     """The objective `name` with some fields set. Raises FieldError (a TypeError) for an unknown field.
 
     >>> import etr

@@ -16,7 +16,7 @@ def policy_gradient(log_probs: Tensor, advantages: Tensor) -> Tensor:
 def pessimistic_clip(log_ratio: Tensor, advantages: Tensor, region: Region, dual_clip: float | None = None) -> Tensor:
     """min(r·A, clip(r, low, high)·A) (PPO, 1707.06347); with dual clip c, at least c·A where A < 0 (1912.09729).
 
-    The gradient is A·r·∇log π, except beyond the bound that A pushes towards, where it is 0.
+    The gradient is A·r·∇log π, except beyond the bound that A pushes towards, where it is 0 (and beyond log r = ±20).
     """
     ratio = log_ratio.exp()
     surrogate = torch.minimum(ratio * advantages, torch.clamp(ratio, region.low, region.high) * advantages)

@@ -170,7 +170,7 @@ def test_rewards_and_ids_that_do_not_fit(function: Callable[[Tensor, Tensor], ob
     refused(lambda: function(torch.zeros(()), PAIR), "empty batch: rewards have shape ();")
     for dtype in (torch.int64, torch.bool):
         rewards = torch.zeros(2, dtype=dtype)
-        wanted = f"rewards have dtype {dtype}; give floating point numbers (rewards.float())"
+        wanted = f"rewards have dtype {dtype}; give single or double precision (rewards.float())"
         refused(partial(function, rewards, PAIR), wanted)
     for shape in [(3,), (1, 2), ()]:
         ids = torch.zeros(shape, dtype=torch.long)

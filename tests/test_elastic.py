@@ -63,7 +63,7 @@ def test_etr_known_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"micro": 1.0}, {"macro": 0.0}, {"micro": 0.0, "macro": 1.5}, {"micro": 1.2, "macro": 2.0}]
+    "fields", [{}, {"micro": 1.0}, {"macro": 0.0}, {"micro": 0.0, "macro": 1.5}, {"micro": 1.0, "macro": 2.0}]
 )
 def test_etr_equals_plain_python_at_every_success_rate(fields: dict[str, float]) -> None:
     for k in range(1, 16):

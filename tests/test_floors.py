@@ -18,7 +18,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a package stands for everything in it 
     7: ("etr.cli", "etr.__main__"),
     6: ("etr.plots", "etr.report", "etr.bench", "etr.adapters", "etr.promote"),
     5: ("etr.toy", "etr.llm"),
-    4: ("etr.recipe", "etr.update", "etr.runs", "etr.files", "etr.board", "etr.environment"),
+    4: ("etr.recipe", "etr.references", "etr.update", "etr.runs", "etr.files", "etr.board", "etr.environment"),
     3: ("etr", "etr.objectives", "etr.laws", "toy_envs"),
     2: ("etr.objective", "etr.registry", "etr.loss", "etr.diagnostics", "etr.exact", "etr.stats"),
     1: (

@@ -59,8 +59,6 @@ class FirstRowCounts(GRPO):
 
 
 class LocalMean(GRPO):
-    aggregation = "local-token-mean"
-
     def aggregate(self, x: Tensor, mask: Tensor, denominator: Tensor | float) -> Tensor:
         return aggregation.aggregate(x, mask, "local-token-mean", denominator)
 

@@ -84,15 +84,16 @@ class Largest(TorchDispatchMode):
 
 def largest(compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[int, int]:
     """Size of the largest tensor made in forward and backward, and of all that are kept between them."""
-    saved = [0]
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        saved[0] += tensor.numel()
+        memory = tensor.untyped_storage()  # views of one tensor are kept once
+        saved[memory.data_ptr()] = memory.nbytes() // tensor.element_size()
         return tensor
 
     with Largest() as made, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         compute()[0].sum().backward()
-    return made.numel, saved[0]
+    return made.numel, sum(saved.values())
 
 
 def test_full_logits_are_neither_made_nor_kept() -> None:
@@ -109,7 +110,7 @@ def rollout(dtype: str = "float64", share_pad: bool = False, absolute: bool = Fa
     """Sampled rows; `absolute`: from a model that knows each position by its number and not by its distance."""
     language_model = tiny_model(dtype=dtype)
     if absolute:
-        config = transformers.GPT2Config(18, n_positions=32, n_embd=32, n_layer=2, n_head=2, eos_token_id=1)
+        config = transformers.GPT2Config(vocab_size=18, n_positions=32, n_embd=32, n_layer=2, n_head=2, eos_token_id=1)
         torch.manual_seed(0)
         model = transformers.GPT2LMHeadModel(config).to(torch.float64).eval()
         language_model = dataclasses.replace(language_model, model=model)

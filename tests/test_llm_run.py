@@ -185,7 +185,7 @@ def test_bad_runs_are_refused_before_anything_is_written(tmp_path: Path) -> None
     assert not out.exists()
     with pytest.raises(InputError, match="prompts is 0; give at least 1"):
         replace(CONFIG, prompts=0).check()
-    with pytest.raises(InputError, match="unknown setting 'stepps'.*did you mean 'steps'"):
+    with pytest.raises(InputError, match=r"unknown setting 'stepps'.*did you mean 'steps'"):
         TrainConfig.from_dict({"stepps": 1})
 
 

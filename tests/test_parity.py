@@ -37,9 +37,7 @@ def load_cases() -> dict[str, Case]:
     """The inputs that the peers were given: float64, the mask as bool."""
     kinds = {"response_mask": torch.bool, "group_ids": torch.long}
     return {
-        name: {
-            key: torch.tensor(value, dtype=kinds.get(key, torch.float64)) for key, value in columns.items()
-        }
+        name: {key: torch.tensor(value, dtype=kinds.get(key, torch.float64)) for key, value in columns.items()}
         for name, columns in json.loads((PEERS / "cases.json").read_text()).items()
     }
 
@@ -302,9 +300,7 @@ def fresh_case(seed: int, noise: float, rows: int = 12, tokens: int = 9) -> Case
     }
 
 
-LIVE = [
-    pytest.param(fresh_case(seed, noise), id=f"{seed}-{noise}") for seed in (0, 1) for noise in (0.5, 1e-3)
-]
+LIVE = [pytest.param(fresh_case(seed, noise), id=f"{seed}-{noise}") for seed in (0, 1) for noise in (0.5, 1e-3)]
 
 
 @pytest.mark.parametrize("case", LIVE)

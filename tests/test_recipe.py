@@ -144,7 +144,7 @@ def test_modules_that_do_not_fit(module: str) -> None:
         f"recipe {module}:FrehsRule: unknown name 'FrehsRule'; did you mean 'FreshRule'? Valid: "
     )
     assert error_of(f"{module}:nothing") == (
-        f"recipe {module}:nothing is a int; it must be an Objective class or object, or a Recipe"
+        f"recipe {module}:nothing has type int; give an Objective class or object, or a Recipe"
     )
     missing = error_of("no_such_module:Rule")
     assert missing.startswith("recipe no_such_module:Rule: No module named 'no_such_module'")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from rich.markup import escape
 from tyro.conf import OmitArgPrefixes, arg
 
-from etr.cli.options import choose_out, console, print_table, recipe_with, show_report
+from etr.cli.options import choose_out, console, interval, print_table, recipe_with, show_report
 from etr.llm.config import TrainConfig
 
 Set = Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE ...")]
@@ -47,6 +48,7 @@ def train(
         loaded = recipe_with(recipe, set_)
         folder = choose_out(out, f"train-{loaded.name}")
         run.start(loaded, config, folder, overwrite, say, print_step)
+    print_outcome(folder)
     show_report(folder)
 
 
@@ -64,6 +66,24 @@ def print_step(step: int, steps: int, metrics: dict[str, float]) -> None:
         f"{metrics['tokens_per_s']:.0f} tok/s  {left:.1f} min left",
         soft_wrap=True,
     )
+
+
+def print_outcome(folder: Path) -> None:
+    """What training changed on held-out questions: pass@k, and one sampled answer to each of a few of them."""
+    from etr.files import read_json
+    from etr.llm.run import RESULTS, SAMPLES
+
+    results = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}
+    if "after" not in results:  # not evaluated, or stopped before the end
+        return
+    names = [name for name in results["after"] if name.startswith("pass@")]
+    rows = [[name, *(interval(results[when][name], "estimate") for when in ("before", "after"))] for name in names]
+    caption = "mean over held-out questions [95 % interval, bootstrap over questions]"
+    print_table("Held-out questions", ["measure", "before", "after"], rows, caption)
+    rows = [
+        [escape(repr(row[k])) for k in ("prompt", "answer", "before", "after")] for row in read_json(folder / SAMPLES)
+    ]
+    print_table("Sampled answers", ["question", "right answer", "before", "after"], rows)
 
 
 def eval_command(

@@ -12,7 +12,8 @@ RECONSTRUCTED by this project, because the paper's equations could not be read: 
 
 At p = ½ every ε_i is 0.25; at p = 1/16 it is 0.26 for right and 0.12 for wrong responses: for rare successes the two
 levels pull in opposite directions. With `normalize_budget` the scales are divided by their mean over the batch, so that
-the mean ε stays at its base: what remains is allocation, not wider clipping.
+the mean ε stays at its base: what remains is allocation, not wider clipping. With advantages other than z-scores the
+pivot |A| = 1 has no such meaning.
 """
 
 from __future__ import annotations

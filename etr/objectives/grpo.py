@@ -36,6 +36,7 @@ class GRPO(PPO):
         return frozenset({"ref_log_probs"}) if self.beta > 0 else frozenset()
 
     def regularizer(self, batch: Batch) -> Tensor | None:
-        if self.beta == 0 or batch.ref_log_probs is None:
+        if self.beta == 0:
             return None
+        assert batch.ref_log_probs is not None  # in `needs`
         return self.beta * kl_policy_to_ref(batch.log_probs, batch.ref_log_probs, "k3")

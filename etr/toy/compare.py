@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,17 @@ def compare(
     config: ToyConfig,
     progress: Callable[[str, str], Callable[[int], None]] = lambda env, recipe: lambda step: None,
 ) -> Comparison:
-    """Train every recipe on every environment. `progress(env, recipe)` gives the callback of that run."""
+    """Train every recipe on every environment; `progress(env, recipe)` gives the callback of that run.
+
+    Raises InputError for unknown environments, recipes of one name, and a single seed, before anything is trained.
+    """
+    names = [recipe.name for recipe in recipes]
+    if not recipes or not envs or len(set(names)) < len(names):
+        raise InputError(
+            f"a comparison needs environments and recipes of different names, got {list(envs)} and {names}"
+        )
+    if config.seeds < 2:
+        raise InputError(f"seeds is {config.seeds}; an interval over seeds needs at least 2")
     models = {env: load_env(env) for env in envs}
     histories = {
         env: {recipe.name: train(recipe, model, config, progress(env, recipe.name)) for recipe in recipes}
@@ -61,13 +72,15 @@ def curve_rows(histories: Histories) -> Iterator[tuple[int, dict[str, float]]]:
         f"{env}/{recipe}": history for env, by_recipe in histories.items() for recipe, history in by_recipe.items()
     }
     steps = next(iter(keyed.values())).steps
-    means = {
-        f"{key}/{name}": stats.iqm(curve.nan_to_num(0.0), dim=0)
-        for key, history in keyed.items()
-        for name, curve in history.curves.items()
-    }
+    curves = {f"{key}/{name}": c for key, history in keyed.items() for name, c in history.curves.items()}
     for i, step in enumerate(steps):
-        yield step, {name: float(values[i]) for name, values in means.items()}
+        yield step, {name: _iqm_of_defined(curve[:, i]) for name, curve in curves.items()}
+
+
+def _iqm_of_defined(values: Tensor) -> float:
+    """IQM of the seeds that have a value (no clip share where no token had an advantage); NaN if none has."""
+    defined = values[~values.isnan()]
+    return float(stats.iqm(defined)) if len(defined) else math.nan
 
 
 def load_env(name: str) -> ExactModel:

@@ -47,14 +47,16 @@ class ToyConfig:
     def check(self) -> None:
         """Raise InputError for values out of range."""
         for name, least in (("iterations", 1), ("group_size", 2), ("seeds", 1), ("metrics_every", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value}; give at least {least}, a whole number")
 
 
 @dataclass(frozen=True)
 class History:
-    """What a run measured: `curves[name]` is `[seeds, measurements]`, taken at `steps`; all exact but the clip shares.
+    """What a run measured: `curves[name]` is `[seeds, measurements]`, taken at `steps`.
 
+    Reward, entropy and KL are exact, the shares come from the samples.
     width: mean width of the region by success rate of the group, `[seeds, bins]` (bins of `SUCCESS_EDGES`).
     """
 
@@ -75,8 +77,10 @@ def train(
     objective = recipe.objective
     objective.require(SUPPLIES, "the toy trainer")
     shape = (config.seeds, model.prompts, model.states, model.vocab_size)
-    logits = torch.zeros(shape, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], lr=recipe.optimizer.lr or LEARNING_RATE)
+    # Double precision: where gradients cancel, single precision leaves noise that Adam would turn into whole steps.
+    logits = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    rate = recipe.optimizer.lr
+    optimizer = torch.optim.Adam([logits], lr=LEARNING_RATE if rate is None else rate)
     state = objective.init_state((config.seeds,), logits.device)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     recorder = Recorder(recipe, model)
@@ -140,7 +144,7 @@ def uniforms(seeds: Sequence[int], shape: tuple[int, ...], block: int = 32) -> I
     """Endless uniform draws `[len(seeds), *shape]`; each seed has its own stream, drawn `block` at a time for speed."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:
-        yield from torch.stack([torch.rand((block, *shape), generator=g) for g in generators], 1)
+        yield from torch.stack([torch.rand((block, *shape), generator=g, dtype=torch.float64) for g in generators], 1)
 
 
 class Recorder:

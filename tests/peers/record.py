@@ -90,9 +90,7 @@ def record_verl() -> Iterator[Record]:
     for case_name, case in load_cases().items():
         leaf, mask = case["log_probs"].requires_grad_(), case["response_mask"]
         for name, (mode, aggregation, fields) in VERL_LOSSES.items():
-            config = ActorConfig(
-                strategy="fsdp", rollout_n=GROUP, ppo_micro_batch_size_per_gpu=len(mask), **fields
-            )
+            config = ActorConfig(strategy="fsdp", rollout_n=GROUP, ppo_micro_batch_size_per_gpu=len(mask), **fields)
             function = core_algos.get_policy_loss_fn(mode)
             advantages = case["advantages"][:, None].expand_as(leaf)
             loss, _ = function(case["old_log_probs"], leaf, advantages, mask, aggregation, config)
@@ -119,12 +117,8 @@ def record_trl() -> Iterator[Record]:
         with trl_trainer(fields) as trainer:
             for case_name, case in cases.items():
                 leaf = case["log_probs"].requires_grad_()
-                loss = torch.stack(
-                    list(trl_losses(trainer, case, leaf))
-                ).sum()  # gradients of micro-batches add up
-                yield entry(
-                    case_name, name, GRPOTrainer._compute_loss, fields, **differentiated(case, leaf, loss)
-                )
+                loss = torch.stack(list(trl_losses(trainer, case, leaf))).sum()  # gradients of micro-batches add up
+                yield entry(case_name, name, GRPOTrainer._compute_loss, fields, **differentiated(case, leaf, loss))
     for name, fields in TRL_ADVANTAGES.items():
         with trl_trainer(fields) as trainer:
             trainer.reward_funcs = [lambda **_: case["rewards"].tolist()]
