@@ -230,7 +230,7 @@ def test_zscore_of_tiny_differences_is_finite() -> None:
 
 def test_curves_without_value_are_not_zero() -> None:
     from etr.toy.compare import curve_rows
-    from etr.toy.train import History
+    from etr.toy.recorder import History
 
     curve = torch.tensor([[math.nan], [math.nan], [0.4], [0.4]])
     row = next(iter(curve_rows({"e": {"r": History([1], {"x": curve}, curve, curve)}})))[1]

@@ -16,7 +16,8 @@ from torch import Tensor
 import etr
 from etr import exact
 from etr.recipe import load_recipe
-from etr.toy.train import SUCCESS_EDGES, History, ToyConfig, rollout, taken_log_probs, train, uniforms
+from etr.toy.recorder import SUCCESS_EDGES, History
+from etr.toy.train import ToyConfig, rollout, taken_log_probs, train, uniforms
 from etr.update import add_gradients, split
 from toy_envs import make_model
 

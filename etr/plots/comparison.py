@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from etr.plots.curves import entropy_reward_phase, learning_dashboard
 from etr.plots.regions import width_by_success_rate
 from etr.toy.compare import Comparison
-from etr.toy.train import SUCCESS_EDGES
+from etr.toy.recorder import SUCCESS_EDGES
 
 EDGES = torch.cat([torch.zeros(1), SUCCESS_EDGES, torch.ones(1)])
 

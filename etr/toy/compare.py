@@ -13,7 +13,8 @@ from torch import Tensor
 from etr import stats
 from etr.errors import InputError
 from etr.recipe import Recipe
-from etr.toy.train import History, ToyConfig, train
+from etr.toy.recorder import History
+from etr.toy.train import ToyConfig, train
 from toy_envs import make_model
 from toy_envs.model import ExactModel
 

@@ -15,16 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from etr import diagnostics, exact
-from etr.batch import Batch, LossOutput, Mean
+from etr.batch import Batch
 from etr.errors import InputError
 from etr.groups import group_stats
 from etr.loss import check_batch
 from etr.recipe import Recipe
+from etr.toy.recorder import History, Recorder
 from etr.update import add_gradients, split
 from toy_envs.model import ExactModel
 
-SUCCESS_EDGES = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])  # inner boundaries of the success-rate bins in reports
 SUPPLIES = ("group", "binary_rewards", "ref_log_probs", "rollout_log_probs")
 LEARNING_RATE = 0.1  # Adam on logits: about one tenth of a nat per update, so that four updates reach a region of 0.2
 
@@ -50,20 +49,6 @@ class ToyConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{name} is {value}; give at least {least}, a whole number")
-
-
-@dataclass(frozen=True)
-class History:
-    """What a run measured: `curves[name]` is `[seeds, measurements]`, taken at `steps`.
-
-    Reward, entropy and KL are exact, the shares come from the samples.
-    width: mean width of the region by success rate of the group, `[seeds, bins]` (bins of `SUCCESS_EDGES`).
-    """
-
-    steps: list[int]
-    curves: dict[str, Tensor]
-    width: Tensor
-    logits: Tensor
 
 
 def train(
@@ -145,38 +130,3 @@ def uniforms(seeds: Sequence[int], shape: tuple[int, ...], block: int = 32) -> I
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:
         yield from torch.stack([torch.rand((block, *shape), generator=g, dtype=torch.float64) for g in generators], 1)
-
-
-class Recorder:
-    """Collects the metrics of a run."""
-
-    def __init__(self, recipe: Recipe, model: ExactModel) -> None:
-        self.recipe, self.model = recipe, model
-        self.steps: list[int] = []
-        self.rows: list[dict[str, Tensor]] = []
-        self.parts: list[dict[str, Mean]] = []
-        self.width: Mean | None = None
-
-    def observe(self, part: Batch, out: LossOutput) -> None:
-        """Clip shares and region widths of a micro-batch, at the last update of an iteration."""
-        self.parts.append(diagnostics.clipped(self.recipe.objective, part))
-        width = diagnostics.width_by_success_rate(part, out.region, SUCCESS_EDGES)
-        self.width = width if self.width is None else self.width + width
-
-    def measure(self, step: int, logits: Tensor, old_logits: Tensor, batch: Batch) -> None:
-        """Exact values after an iteration, as means over prompts `[seeds]`."""
-        shares = {name: sum((p[name] for p in self.parts[1:]), self.parts[0][name]) for name in self.parts[0]}
-        self.parts = []
-        exactly = {
-            "reward": exact.expected_reward(logits, self.model),
-            "entropy": exact.entropy(logits, self.model),
-            "kl_new_to_old": exact.kl(logits, old_logits, self.model),
-        }
-        shares |= diagnostics.homogeneous(batch)
-        self.steps.append(step)
-        self.rows.append({k: v.mean(-1) for k, v in exactly.items()} | {k: m.value for k, m in shares.items()})
-
-    def history(self, logits: Tensor) -> History:
-        curves = {name: torch.stack([row[name] for row in self.rows], -1) for name in self.rows[0]}
-        assert self.width is not None  # the last iteration is always measured
-        return History(self.steps, curves, self.width.value, logits)
