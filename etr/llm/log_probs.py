@@ -29,7 +29,8 @@ def token_log_probs(
     """log π(token) and the entropy of π, where π = softmax((W h + b) / temperature), in float32.
 
     Shapes: hidden [N, H], head_weight [V, H], head_bias [V], tokens [N] -> log_probs [N], entropy [N] (nats, over the
-    full vocabulary). The log-probabilities equal those of `log_softmax` over the full logits bit for bit.
+    full vocabulary). The log-probabilities of a chunk equal `log_softmax` over its logits bit for bit. Gradients flow
+    through both outputs, so that an entropy bonus works.
     """
     parts = [
         checkpoint(_chunk_log_probs, *part, head_weight, head_bias, temperature, use_reentrant=False)

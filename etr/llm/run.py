@@ -105,9 +105,9 @@ def record(trainer: Trainer, folder: RunFolder, say: Say) -> None:
     if after is None:
         return
     folder.write_json(RESULTS, {**read_json(folder.path / RESULTS), "after": summary(after)})
-    before = {row["prompt"]: row for row in read_json(folder.path / SAMPLES)}
-    rows = [{**before[row["prompt"]], "after": text, "reward_after": reward} for row, text, reward in shown(after)]
-    folder.write_json(SAMPLES, rows)
+    before = read_json(folder.path / SAMPLES)  # the same questions in the same order
+    new = [{"after": text, "reward_after": reward} for _, text, reward in shown(after)]
+    folder.write_json(SAMPLES, [{**old, **row} for old, row in zip(before, new, strict=True)])
 
 
 def summary(result: EvalResult) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def load_task(
 ) -> Task:
     """Load a task of at most `size` distinct items.
 
-    `name` is "arithmetic" (sums of two one-digit numbers), "copy" (for the tiny model), a reasoning-gym dataset, whose
+    `name` is "arithmetic" (one-digit sums and differences), "copy" (for the tiny model), a reasoning-gym dataset, whose
     options `config` sets, or the path of a .jsonl file with the keys prompt and answer. `split` is decided by a hash of
     the question alone, so a question held out once is held out for every seed and size. Raises `InputError`.
     """
