@@ -1,3 +1,11 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # Why is the GRPO loss 0, and why does the model still learn?
 #
@@ -155,7 +163,7 @@ model = make_model("bandit-spread")
 def learn(updates: int, beta: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """All seeds at once. Returns the loss `[seeds, iterations, updates]` and the exact expected reward after each."""
     recipe = etr.load_recipe("grpo", {"beta": beta, "optimizer.updates": updates})
-    logits = torch.zeros(SEEDS, model.prompts, model.states, model.vocab_size, requires_grad=True)
+    logits = torch.zeros(SEEDS, model.prompts, model.states, model.vocab_size, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=LEARNING_RATE)
     losses, rewards = [], []
     for draw in islice(uniforms(range(SEEDS), (model.prompts, GROUP, 2)), ITERATIONS):
@@ -276,7 +284,7 @@ def dead_picture():
     figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
     p = torch.logspace(-3, -0.30103, 400)  # up to 1/2; the other half is the mirror image
-    for size, shade in zip((4, 8, 16, 64), ("#79B4DC", "#3A8FC8", "#0072B2", "#003F63"), strict=True):
+    for size, shade in zip((4, 16, 64, 256), ("#79B4DC", "#3A8FC8", "#0072B2", "#003F63"), strict=True):
         axes.plot(p, dead_share(p, size), color=shade)
         place = 1 - 0.5 ** (1 / size)  # here (1 − p)^G is one half
         axes.annotate(f"G = {size}", (place, 0.5), xytext=(5, 6), textcoords="offset points", color=shade)
@@ -296,9 +304,9 @@ dead_picture()
 # %%
 share = history.curves["group/homogeneous_frac"]
 early, late = share[:, 10:20].mean(-1), share[:, -10:].mean(-1)
-print(
-    f"dead groups: first batch {share[:, 0].mean():.2f}, batches 11 to 20 {early.mean():.2f}, last ten {late.mean():.2f}"
-)
+print(f"dead groups, first batch      {share[:, 0].mean():.2f}")
+print(f"dead groups, batches 11 to 20 {early.mean():.2f}")
+print(f"dead groups, last ten batches {late.mean():.2f}")
 seed_bands({"grpo": share}, history.steps, "share of dead groups", "Solved prompts stop teaching")
 
 # %% [markdown]
@@ -405,7 +413,7 @@ for name, suspect in {"a": loss_a, "b": loss_b, "c": loss_c}.items():
 # 2: -(rewards - rewards.mean()) / rewards.std(correction=0) / len(rewards)
 # 3: loss_b normalises over the whole batch, so the dead group is pushed up although it teaches nothing, and easy
 #    prompts win over hard ones. loss_c forgot to detach the old log-probs: r is 1 whatever the model does, so the
-#    gradient is 0 and the model never moves.
+#    gradient is 0 and the model never moves. (etr.Batch detaches the old log-probs for you.)
 
 
 def solution(rewards: torch.Tensor) -> torch.Tensor:
