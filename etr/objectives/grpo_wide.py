@@ -1,7 +1,8 @@
 """GRPO-wide: the control for ETR. GRPO with one clip range for all, the mean of what ETR would have used.
 
 This project's own, not a paper's. ETR's mean range differs from GRPO's (how, depends on the data), and another range
-alone changes training. If ETR beats GRPO but not this control, the gain is from width; if it beats both, from allocation.
+alone changes training. If ETR beats GRPO but not this control, the gain is from width; if it beats both, from
+allocation.
 The mean is taken over the responses with A ≠ 0 of each rollout batch, separately for the two bounds.
 """
 
