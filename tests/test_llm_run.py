@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from etr.llm.config import TrainConfig
 from etr.llm.models import load_model
 from etr.llm.tasks import load_task
 from etr.llm.train import Trainer, pick_device, stream
+from etr.objectives.grpo import GRPO
 from etr.recipe import Recipe, load_recipe
 from etr.runs import read_metrics
 
@@ -187,6 +188,19 @@ def test_bad_runs_are_refused_before_anything_is_written(tmp_path: Path) -> None
         replace(CONFIG, prompts=0).check()
     with pytest.raises(InputError, match=r"unknown setting 'stepps'.*did you mean 'steps'"):
         TrainConfig.from_dict({"stepps": 1})
+
+
+def test_an_entropy_bonus_is_refused_until_entropy_has_a_gradient_here(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Bonus(GRPO):
+        @property
+        def needs(self) -> frozenset[str]:
+            return frozenset({"entropy"})
+
+    with pytest.raises(
+        InputError, match=r"needs the policy's entropy per token .* which the LLM trainer does not have"
+    ):
+        start(tmp_path / "run", CONFIG, Recipe("bonus", Bonus()))
 
 
 def test_resume_refuses_what_is_no_llm_run(tmp_path: Path) -> None:

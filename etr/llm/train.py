@@ -33,7 +33,7 @@ from etr.objective import State
 from etr.recipe import Recipe
 from etr.update import add_gradients, split
 
-SUPPLIES = ("group", "binary_rewards", "rollout_log_probs", "entropy")
+SUPPLIES = ("group", "binary_rewards", "rollout_log_probs")  # the batch's entropy is a report: it has no gradient
 LEARNING_RATE = 5e-6
 MICRO_BATCH_ROWS = 32  # measured on a CPU core with prompts read once per group: a third faster than 8
 
@@ -111,6 +111,7 @@ class Trainer:
         objective, settings = self.recipe.objective, self.recipe.optimizer
         parameters = list(self.language_model.model.parameters())
         denominator = objective.denominator(batch.response_mask)
+        limit = float("inf") if settings.max_grad_norm is None else settings.max_grad_norm
         sums: dict[str, Mean] = {}
         norm = torch.zeros(())
 
@@ -129,7 +130,7 @@ class Trainer:
                 self.micro_batches(len(batch.log_probs)),
                 observe if last else None,
             )
-            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
+            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
             if not bool(torch.isfinite(norm)):
                 raise InputError(
                     f"the gradient is {float(norm)} at step {step}, and the weights are as after step {step - 1} or "
