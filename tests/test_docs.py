@@ -21,11 +21,12 @@ from etr.recipe import load_recipe
 from etr.toy.compare import MEASURES
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("howto/*.md")])
+README = DOCS.parent / "README.md"
+PAGES = [*sorted(page for page in DOCS.glob("**/*.md") if "_build" not in page.parts), README]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)\)")
 
-by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS.parent).as_posix())
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_internal_links_lead_somewhere(site: dict[str, ModuleType], page: Path) 
             continue
         file, _, anchor = target.partition("#")
         place = (page.parent / file).resolve() if file else page
-        assert place.is_file(), f"{page.name}: {target}"
+        assert place.is_file() or (page == README and place.is_dir()), f"{page.name}: {target}"
         assert not anchor or anchor in anchors(site, place), f"{page.name}: {target}"
         assert not is_image or place.suffix == ".png"
 
@@ -154,6 +155,11 @@ def test_python_examples_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     namespace = vars(sys.modules[name])
     for number, body in enumerate(code(page, "python")):
         exec(compile(body, f"{page.name}, python block {number}", "exec"), namespace)
+
+
+def test_the_readme_lists_every_objective() -> None:
+    for name in etr.list_objectives():
+        assert f"| `{name}` |" in text_of(README)
 
 
 def test_there_are_examples_to_run() -> None:
