@@ -10,6 +10,7 @@ OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# Compiled modules make every later start quicker, also where the environment switches them off.
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help

@@ -30,7 +30,8 @@ Evidence = Literal["verified", "third-party", "reconstructed"]
 class Paper(NamedTuple):
     """Where the equation comes from, and how far that can be trusted.
 
-    evidence: `verified` (read in the paper or its authors' code), `third-party`, or `reconstructed` (this project's).
+    evidence: `verified` (read in the paper or in published code of verl, TRL or the authors, and agreeing with it by
+    test), `third-party` (read only in others' notes or re-implementations), `reconstructed` (this project's own).
     """
 
     title: str

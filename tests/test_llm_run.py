@@ -168,12 +168,12 @@ def test_all_rewards_equal_is_said_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(row["group/homogeneous_frac"] == 1.0 for row in read_metrics(tmp_path / "run"))
 
 
-def test_a_diverged_run_says_where_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+def test_a_diverged_model_is_one_sentence() -> None:
     config = replace(CONFIG, eval_items=0)
     trainer = Trainer.create(recipe(), config, load_model("tiny-random"), load_task("copy"))
     with torch.no_grad():
         next(trainer.language_model.model.parameters()).fill_(torch.nan)
-    with pytest.raises((InputError, RuntimeError), match=r"log_probs is nan|probability tensor"):
+    with pytest.raises(InputError, match="probabilities that are not finite, so nothing can be sampled; resume"):
         trainer.step(1)
 
 

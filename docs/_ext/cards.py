@@ -21,7 +21,7 @@ from etr.toy.compare import MEASURES
 
 MARKER = re.compile(r"^<!-- generated: (\S+) -->$", re.MULTILINE)
 EVIDENCE = {
-    "verified": "● verified: read in the paper or its authors' code",
+    "verified": "● verified: read in the paper or in published code (verl, TRL, the authors'), and tested against it",
     "third-party": "◐ third-party: read in somebody else's code or account",
     "reconstructed": "○ reconstructed: this project's own formula",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -58,11 +59,12 @@ def say(message: str) -> None:
 
 
 def print_step(step: int, steps: int, metrics: dict[str, float]) -> None:
-    """The progress line of one step; a clip share of nan means that no token had an advantage."""
+    """The progress line of one step; a dash for zero-grad means that no token had an advantage."""
     left = (steps - step) * metrics["seconds"] / 60
+    clipped = "  -  " if math.isnan(metrics["zero_grad_frac"]) else f"{metrics['zero_grad_frac']:.3f}"
     console.print(
         f"step {step:>4}/{steps}  reward {metrics['reward']:.3f}  entropy {metrics['entropy']:.3f}  "
-        f"KL {metrics['kl']:.4f}  zero-grad {metrics['zero_grad_frac']:.3f}  truncated {metrics['truncated']:.2f}  "
+        f"KL {metrics['kl']:.4f}  zero-grad {clipped}  truncated {metrics['truncated']:.2f}  "
         f"{metrics['tokens_per_s']:.0f} tok/s  {left:.1f} min left",
         soft_wrap=True,
     )

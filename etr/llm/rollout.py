@@ -81,10 +81,18 @@ class TransformersEngine:
             torch.manual_seed(seed)
             cache = _prompt_cache(lm.model, ids, mask, group_size)
             ids, mask = (x.repeat_interleave(group_size, dim=0) for x in (ids, mask))
-            sequences = lm.model.generate(
-                ids, attention_mask=mask, past_key_values=cache, max_new_tokens=self.max_new_tokens,
-                do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
-            )  # fmt: skip
+            try:
+                sequences = lm.model.generate(
+                    ids, attention_mask=mask, past_key_values=cache, max_new_tokens=self.max_new_tokens,
+                    do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
+                )  # fmt: skip
+            except RuntimeError as error:
+                if "probability tensor" not in str(error):  # torch.multinomial's words for NaN and infinity
+                    raise
+                raise InputError(
+                    f"model '{lm.name}' gives probabilities that are not finite, so nothing can be sampled; resume "
+                    "from an earlier checkpoint with a smaller optimizer.lr, or check the model's weights"
+                ) from error
         return pack(sequences, mask, lm.eos_ids)
 
 

@@ -1,8 +1,8 @@
 """CISPO: clip the importance weight, not the update, so that no token loses its gradient.
 
-Paper: MiniMax, "MiniMax-M1", 2506.13585, eq. 4-5. J = token-mean[sg[clip(r, 1−ε_low, 1+ε_high)]·A·log π].
-The paper tunes only the upper bound (no lower one: ε_low = 1). Its value is not printed in the paper; conventions
-differ (TRL caps r at 5, open-instruct at 1.272): the default 4 here is TRL's cap.
+Paper: MiniMax, "MiniMax-M1", 2506.13585. J = token-mean[sg[clip(r, 1−ε_low, 1+ε_high)]·A·log π].
+Only the upper bound is meant to be tuned (no lower one: ε_low = 1). Conventions for it differ: TRL caps r at 5,
+open-instruct at 1.272; the default ε_high = 4 is TRL's cap, not a value read in the paper.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """GRPO: PPO's clip with group-normalised advantages, each response averaged over its own tokens.
 
-Paper: Shao et al., "DeepSeekMath", 2402.03300, eq. 3 (KL penalty: eq. 4, the k3 estimator).
+Paper: Shao et al., "DeepSeekMath", 2402.03300; the KL penalty is the k3 estimator.
 A_i = (R_i − mean)/std of the group; J = (1/G) Σ_i (1/T_i) Σ_t min(r·A_i, clip(r, 1−ε, 1+ε)·A_i) − β·KL(π ‖ π_ref).
-The paper uses β = 0.04; today's recipes use β = 0 (TRL's default), and so does this file.
+β = 0 is today's usual choice (TRL's default), and this file's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GSPO: one ratio for the whole response, its tokens' geometric mean, clipped in a very narrow interval.
 
-Paper: Zheng et al., "Group Sequence Policy Optimization", 2507.18071, eq. 5-7.
+Paper: Zheng et al., "Group Sequence Policy Optimization", 2507.18071.
 s_i = exp((1/T_i) Σ_t log r_{i,t}); J = (1/G) Σ_i min(s_i·A_i, clip(s_i, 1−3e-4, 1+4e-4)·A_i).
 """
 

@@ -1,7 +1,7 @@
 """PPO-clip: J = min(r·A, clip(r, 1−ε_low, 1+ε_high)·A), mean over tokens; optional dual clip.
 
-Papers: Schulman et al., "Proximal Policy Optimization Algorithms", 1707.06347, eq. 7; the dual clip, max(J, c·A)
-where A < 0, is Ye et al. 1912.09729, eq. 5 (verl uses c = 3, most DAPO scripts 10; off here as in PPO's paper).
+Papers: Schulman et al., "Proximal Policy Optimization Algorithms", 1707.06347; the dual clip, max(J, c·A)
+where A < 0, is Ye et al. 1912.09729 (verl uses c = 3, most DAPO scripts 10; off here as in PPO's paper).
 PPO's critic is not part of a loss: where there is none, advantages are group z-scores.
 """
 
