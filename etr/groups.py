@@ -77,10 +77,14 @@ class Groups:
                 f"group_ids have shape {tuple(group_ids.shape)} but rewards {tuple(rewards.shape)}; "
                 "give one id per response"
             )
-        self.ids = _dense(group_ids, rewards.shape[-1]).expand(rewards.shape)
+        self.regular = _regular(group_ids)
+        self.ids = group_ids if self.regular else _dense(group_ids, rewards.shape[-1]).expand(rewards.shape)
         self.size = self.sum(torch.ones_like(rewards))
 
     def sum(self, values: Tensor) -> Tensor:
+        if self.regular:
+            blocks: Tensor = values.unflatten(-1, (-1, self.regular))
+            return blocks.sum(-1, keepdim=True).expand_as(blocks).flatten(-2)
         totals = torch.zeros_like(values).scatter_add_(-1, self.ids, values)
         return totals.gather(-1, self.ids)
 
@@ -89,9 +93,25 @@ class Groups:
 
     def homogeneous(self, values: Tensor) -> Tensor:
         """True where all values of the group are equal, decided exactly (a computed variance may round to 1e-17)."""
+        if self.regular:
+            blocks: Tensor = values.unflatten(-1, (-1, self.regular))
+            same: Tensor = (blocks == blocks[..., :1]).all(-1, keepdim=True)
+            return same.expand(blocks.shape).flatten(-2)
         low = torch.full_like(values, torch.inf).scatter_reduce_(-1, self.ids, values, "amin")
         high = torch.full_like(values, -torch.inf).scatter_reduce_(-1, self.ids, values, "amax")
         return low.gather(-1, self.ids) == high.gather(-1, self.ids)
+
+
+def _regular(group_ids: Tensor) -> int:
+    """The group size G if the ids say 0 … 0 1 … 1 2 … 2 … in groups of G, as trainers lay them out; else 0.
+
+    Such groups are rows of a reshaped tensor, several times faster than a scatter over any ids.
+    """
+    if group_ids.ndim != 1 or int(group_ids[-1]) < 0 or group_ids.shape[0] % (int(group_ids[-1]) + 1):
+        return 0
+    groups = int(group_ids[-1]) + 1
+    laid_out = torch.arange(groups, device=group_ids.device).repeat_interleave(group_ids.shape[0] // groups)
+    return group_ids.shape[0] // groups if bool((group_ids == laid_out).all()) else 0
 
 
 def _dense(group_ids: Tensor, size: int) -> Tensor:

@@ -21,13 +21,14 @@ def policy_loss(
 
     denominator: None when `batch` is a whole rollout batch; for a micro-batch, `objective.denominator(mask)` of the
     whole, so that the losses of the parts add up to the loss of the whole.
-    check: look for NaN and infinity on kept tokens and for missing needs; trainers that checked the rollout batch
+    check: look for NaN and infinity on kept tokens and for missing inputs; trainers that checked the rollout batch
     pass False, because looking at values makes a GPU wait.
     Raises InputError for bad values, missing inputs, or a micro-batch of an unprepared batch-scope objective.
     """
     if check:
         check_batch(objective, batch)
-    batch = _prepared(objective, batch, whole=denominator is None)
+    if check or denominator is None:
+        batch = _prepared(objective, batch, whole=denominator is None)
     clean = batch.clean()
     log_ratio, region, per_token = evaluate(objective, clean)
     mask, dtype = clean.response_mask, batch.log_probs.dtype

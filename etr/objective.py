@@ -67,6 +67,11 @@ NEEDS: dict[str, str] = {
     "ref_log_probs": "log-probs of a reference policy (ref_log_probs=...)",
     "rollout_log_probs": "log-probs of the sampling engine (rollout_log_probs=...)",
     "entropy": "the policy's entropy per token (entropy=...)",
+    "full_log_probs": "the policy's log-probs of the whole vocabulary (full_log_probs=...)",
+    "values": "a critic's state values (values=...)",
+    "turns": "the number of each token's turn (turns=...)",
+    "clusters": "the final answer of each response as a number (clusters=...)",
+    "components": "the reward in its parts (components=...)",
 }
 
 

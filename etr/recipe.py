@@ -23,18 +23,21 @@ from etr.references import import_name, objective_from, reference
 from etr.registry import get, list_objectives
 
 T = TypeVar("T", bound=Any)
+METHODS = ("adam", "sgd")
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
     """How a rollout batch is used. Raises FieldError for values out of range.
 
+    method: "adam" (AdamW where there is weight decay) or "sgd" (no momentum: the step is lr times the gradient);
     lr: learning rate, None for the trainer's own default (scales differ between a table and an LLM);
     updates: optimiser steps on each rollout batch, K; the region matters only from the second on;
     micro_batches: parts of the batch whose gradients are added before each step, None for the trainer's own default;
     max_grad_norm: gradient clipping (LLM trainer), None for none; weight_decay: AdamW's (LLM trainer).
     """
 
+    method: str = "adam"
     lr: float | None = None
     updates: int = 4
     micro_batches: int | None = None
@@ -42,6 +45,8 @@ class OptimizerSettings:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise FieldError(unknown("optimizer.method", str(self.method), METHODS))
         for name in ("updates", "micro_batches"):
             value = getattr(self, name)
             ok = isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -16,10 +16,12 @@ def interval(eps_low: Tensor, eps_high: Tensor) -> Region:
 def fixed(eps_low: float, eps_high: float, like: Tensor) -> Region:
     """The same interval for every token (PPO, GRPO, DAPO), in the dtype of `like`.
 
+    Like any number of an objective, a half-width may also be a tensor `[*R, 1, 1]`, one for each run.
+
     >>> fixed(0.25, 0.5, torch.zeros(2, 3))
     Region(low=tensor(0.7500), high=tensor(1.5000))
     """
-    return interval(like.new_full((), eps_low), like.new_full((), eps_high))
+    return interval(_number(eps_low, like), _number(eps_high, like))
 
 
 def unbounded(like: Tensor) -> Region:
@@ -29,5 +31,10 @@ def unbounded(like: Tensor) -> Region:
 
 def elastic(scale: Tensor, eps_low: float, eps_high: float, eps_min: float, eps_max: float) -> Region:
     """ε_i = clamp(ε·scale_i, ε_min, ε_max) for each bound; scale carries no gradient."""
-    low, high = ((eps * scale).clamp(eps_min, eps_max) for eps in (eps_low, eps_high))
+    least, most = _number(eps_min, scale), _number(eps_max, scale)
+    low, high = ((_number(eps, scale) * scale).clamp(least, most) for eps in (eps_low, eps_high))
     return interval(low, high)
+
+
+def _number(value: float | Tensor, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)

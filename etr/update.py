@@ -1,6 +1,7 @@
-"""Floor 4: one optimiser step's gradient. The toy trainer and the LLM trainer both call this and nothing else.
+"""Floor 4: the gradient of one optimiser step, one micro-batch at a time, for parameters of any kind.
 
-So a loss that was validated on a bandit is the loss that trains the LLM, bit for bit.
+Like the toy trainer's update it is `policy_loss` with the denominator of the whole batch, and nothing else: a loss that
+was validated on a bandit is the loss that trains the LLM, bit for bit.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def split(size: int, parts: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
+def micro_batch(batch: Batch, rows: slice, log_probs: Tensor) -> Batch:
+    """Those rows of a prepared batch, with the current policy's log-probs `[*R, b, T]`."""
+    return dataclasses.replace(batch.rows(rows), log_probs=log_probs)
+
+
 def add_gradients(
     objective: Objective,
     batch: Batch,
@@ -47,7 +53,7 @@ def add_gradients(
     parts: the rows of each micro-batch; observe: sees every micro-batch and its loss (for metrics).
     """
     for rows in parts:
-        part = dataclasses.replace(batch.rows(rows), log_probs=forward(rows))
+        part = micro_batch(batch, rows, forward(rows))
         out = policy_loss(objective, part, denominator, check=False)
         out.loss.sum().backward()  # runs do not mix, so the gradient of the sum is each run's own
         if observe is not None:

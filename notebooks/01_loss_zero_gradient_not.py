@@ -38,7 +38,9 @@ import etr
 from etr import exact, laws, stats
 from etr.plots import seed_bands
 from etr.plots.style import End, finish, new_figure, objective_color, styled
-from etr.toy.train import LEARNING_RATE, ToyConfig, rollout, taken_log_probs, train, uniforms
+from etr.toy.rollout import rollout, taken_log_probs, uniforms
+from etr.toy.train import ToyConfig, train
+from etr.toy.update import LEARNING_RATES
 from toy_envs import make_model
 
 torch.set_num_threads(1)  # small tensors: one core is the fastest
@@ -164,7 +166,7 @@ def learn(updates: int, beta: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """All seeds at once. Returns the loss `[seeds, iterations, updates]` and the exact expected reward after each."""
     recipe = etr.load_recipe("grpo", {"beta": beta, "optimizer.updates": updates})
     logits = torch.zeros(SEEDS, model.prompts, model.states, model.vocab_size, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam([logits], lr=LEARNING_RATES["adam"])
     losses, rewards = [], []
     for draw in islice(uniforms(range(SEEDS), (model.prompts, GROUP, 2)), ITERATIONS):
         batch, index = rollout(recipe, model, logits, draw)  # sample answers, check them, compare within groups

@@ -39,7 +39,9 @@ from etr.plots import entropy_reward_phase, region_landscape, seed_bands, surrog
 from etr.plots.comparison import EDGES
 from etr.plots.style import End, finish, new_figure, objective_color, styled
 from etr.toy.compare import compare
-from etr.toy.train import LEARNING_RATE, ToyConfig, rollout, taken_log_probs, train, uniforms
+from etr.toy.rollout import rollout, taken_log_probs, uniforms
+from etr.toy.train import ToyConfig, train
+from etr.toy.update import LEARNING_RATES
 from toy_envs import make_model
 
 torch.set_num_threads(1)  # small tensors: one core is the fastest
@@ -128,7 +130,7 @@ def shares(objective: etr.Objective, updates: int = 8, batches: int = 10) -> dic
     """Both counts before each inner update, `[seeds, updates]`."""
     recipe = etr.Recipe(objective.name, objective)
     logits = torch.zeros(SEEDS, model.prompts, model.states, model.vocab_size, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam([logits], lr=LEARNING_RATES["adam"])
     zero, naive = torch.zeros(batches, updates, SEEDS), torch.zeros(batches, updates, SEEDS)
     for b, draw in enumerate(islice(uniforms(range(SEEDS), (model.prompts, 16, 2)), batches)):
         batch, index = rollout(recipe, model, logits, draw)

@@ -15,7 +15,7 @@ from etr import exact
 from etr.advantages import Estimator, group_center, group_zscore, leave_one_out
 from etr.batch import Batch
 from etr.objective import Objective
-from etr.toy.train import taken_log_probs
+from etr.toy.rollout import taken_log_probs
 from toy_envs import ExactModel
 
 BANDIT = ExactModel(3, 1, torch.tensor([[0.2, 0.5, 0.9]], dtype=torch.float64))

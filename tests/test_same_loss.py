@@ -18,7 +18,8 @@ from etr.llm.config import TrainConfig
 from etr.llm.rollout import Rollout
 from etr.llm.train import Trainer
 from etr.recipe import load_recipe
-from etr.toy.train import rollout, taken_log_probs
+from etr.toy.rollout import rollout
+from etr.toy.update import Updater
 from etr.update import add_gradients, split
 from toy_envs import make_model
 
@@ -64,6 +65,19 @@ class Seen:
         return torch.stack(self.losses), torch.cat(self.regions), torch.cat(flatten)
 
 
+WATCHED: list[Tensor] = []
+
+
+class Watched(Updater):
+    """The toy trainer's update, keeping the gradient with respect to the log-probs of the batch."""
+
+    def current(self, parameters: Tensor, batch: Batch, index: Tensor) -> Batch:
+        seen = super().current(parameters, batch, index)
+        if seen.log_probs.requires_grad:
+            seen.log_probs.register_hook(WATCHED.append)
+        return seen
+
+
 @pytest.mark.parametrize("name", [n for n in etr.list_objectives()])
 def test_toy_path_and_llm_path_are_bit_equal(name: str) -> None:
     recipe, model = load_recipe(name), make_model("bandit-spread")
@@ -76,15 +90,12 @@ def test_toy_path_and_llm_path_are_bit_equal(name: str) -> None:
     denominator = recipe.objective.denominator(batch.response_mask)
     parts = split(batch.response_mask.shape[-2], PARTS)
 
-    toy = Seen([], [], [])
-    add_gradients(
-        recipe.objective,
-        batch,
-        lambda rows: toy.keep(taken_log_probs(logits, index)[..., rows, :]),
-        denominator,
-        parts,
-        toy.observe,
-    )
+    toy = Watched(recipe, lambda table: table, parts, recipe.objective.needs)
+    toy_loss = toy.loss(logits, batch.clean(), index, denominator)
+    toy_loss.backward()
+    whole = toy.current(logits.detach(), batch, index)
+    outs = [etr.policy_loss(recipe.objective, whole.rows(rows), denominator, check=False) for rows in parts]
+    toy_regions = torch.cat([bound.reshape(-1) for out in outs for bound in out.region])
 
     lm = BanditLanguageModel(logits.detach()[0, :, 0])
     prompt = torch.arange(model.prompts).repeat_interleave(8)
@@ -106,9 +117,11 @@ def test_toy_path_and_llm_path_are_bit_equal(name: str) -> None:
         llm.observe,
     )
 
-    for ours, theirs in zip(toy.flat(), llm.flat(), strict=True):
-        assert torch.equal(ours, theirs)
-    assert toy.flat()[2].abs().sum() > 0
+    losses, regions, gradients = llm.flat()
+    assert torch.equal(torch.stack([out.loss.squeeze() for out in outs]), losses)
+    assert torch.equal(toy_loss.detach(), sum(losses[1:], losses[0]))
+    assert torch.equal(toy_regions, regions)
+    assert torch.equal(WATCHED.pop().reshape(-1), gradients) and gradients.abs().sum() > 0
     # Behind the log-probs each model's own backward pass follows; it sums in another order, hence only to rounding.
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad[0, :, 0], lm.rows.weight.grad, rtol=1e-4, atol=1e-7)

@@ -44,12 +44,12 @@ def multi_optimum(prompts: int = 16, arms: int = 10, optima: int = 3) -> Table:
 def spread(prompts: int = 16, arms: int = 10) -> Table:
     """Prompts from hard to easy: does an objective spend its step where a group's rewards are mixed?
 
-    success = sigmoid(ease + skill), ease −4.4 to 2.3 over the prompts, skill 3 for the best arm and −1 to 1
+    success = sigmoid(ease + skill), ease −5.7 to 4.7 over the prompts, skill 3 for the best arm and −1 to 1
     for the others, so the best arm has the same lead in log-odds everywhere. At 16 x 10 the uniform policy
-    succeeds in 3 % (hardest prompt) to 90 % (easiest), the optimal one in 20 % to 99 %.
+    succeeds in 1 % (hardest prompt) to 99 % (easiest), the optimal one in 6 % to over 99.9 %.
     """
     skill = torch.cat([torch.tensor([3.0]), torch.linspace(-1.0, 1.0, arms - 1)]).double()
-    ease = torch.linspace(-4.4, 2.3, prompts).double()
+    ease = torch.linspace(-5.7, 4.7, prompts).double()
     rows: Table = torch.sigmoid(ease[:, None] + skill).tolist()
     return [_rotate(row, prompt) for prompt, row in enumerate(rows)]
 
@@ -91,10 +91,12 @@ class Bandit(ExactEnv[np.int64]):
     Contextual bandits: Lattimore & Szepesvári, Bandit Algorithms (2020), chapter 18.
     """
 
+    QUESTION = "Where does the macro level spend its budget: on hard prompts, on easy ones, or in between?"
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         preset.__name__.replace("_", "-"): {"success": preset()}
-        for preset in (fixed_gap, near_tie, deceptive, multi_optimum, spread)
+        for preset in (multi_optimum, deceptive, near_tie, spread, fixed_gap)
     }
+    TYPICAL = "spread"  # the preset that the question is about
 
     def __init__(self, success: Sequence[Sequence[float]]) -> None:
         rows = [list(row) for row in success]

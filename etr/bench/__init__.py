@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def paired(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each candidate, `repeats` times in turn (A B A B ...), after one warm-up of each.
+def paired(candidates: Mapping[str, Callable[[], object]], repeats: int, warm: bool = True) -> dict[str, list[float]]:
+    """Seconds of each candidate, `repeats` times in turn (A B A B ...), after one warm-up of each if `warm`.
 
     Turns share whatever slows the machine down, so their ratios hold when absolute times do not.
     """
-    for candidate in candidates.values():
+    for candidate in candidates.values() if warm else ():
         candidate()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):

@@ -1,51 +1,114 @@
-"""The toy trainer against a plain Gymnasium step loop that does the same work.
+"""The toy trainer beside the same algorithm in JAX and beside a Gymnasium step loop, in one run.
 
-One run-iteration = 16 prompts x 10 arms, groups of 16, 4 updates, without measurements. The loop steps through the
-256 episodes one by one, as a textbook agent does, and then takes the same updates with the same loss.
+One run-iteration = 16 prompts x 10 arms, groups of 16, 4 updates of ETR with Adam, without measurements.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 
 from etr.batch import Batch
 from etr.bench import median_ratio, paired
+from etr.bench.jax_peer import peer
 from etr.groups import group_stats
 from etr.loss import policy_loss
 from etr.recipe import Recipe, load_recipe
-from etr.toy.train import LEARNING_RATE, ToyConfig, taken_log_probs, train
+from etr.toy.rollout import taken_log_probs
+from etr.toy.train import ToyConfig, train
+from etr.toy.update import LEARNING_RATES
 from toy_envs import make_model
-from toy_envs.bandit import Bandit
+from toy_envs.bandit import Bandit, spread
 
 GROUP = 16
+OURS: dict[str, dict[str, Any]] = {
+    "etr": {},
+    "etr, compiled": {"compile": True},
+    "etr, compiled, float32": {"compile": True, "dtype": "float32"},
+}
+LOOP = "gymnasium step loop"
+PEERS = {"jax, random.categorical": False, "jax, inverse sampling": True}
 
 
-def bench_toy(recipe: str = "etr", runs: int = 64, iterations: int = 20, repeats: int = 5) -> dict[str, float]:
-    """Run-iterations per second of both, and their ratio (median over alternating turns)."""
-    loaded = load_recipe(recipe)
-    model = make_model("bandit-spread")
-    env = Bandit.from_preset("spread")
+def bench_toy(runs: int = 512, iterations: int = 20, repeats: int = 5) -> list[dict[str, Any]]:
+    """A row for each candidate: run-iterations per second, the same as a multiple of each peer's (median over
+    alternating turns), and how many seconds longer the first call takes (compilation)."""
+    recipe, model = load_recipe("etr"), make_model("bandit-spread")
     config = ToyConfig(iterations=iterations, seeds=runs, group_size=GROUP, metrics_every=iterations)
-    seconds = paired(
-        {"vectorised": lambda: train(loaded, model, config), "loop": lambda: step_loop(loaded, env, 2)}, repeats
-    )
-    fast, slow = ([t / n for t in seconds[k]] for k, n in (("vectorised", runs * iterations), ("loop", 2)))
-    return {
-        "vectorised run-iterations/s": 1 / statistics.median(fast),
-        "gymnasium loop run-iterations/s": 1 / statistics.median(slow),
-        "speed-up": median_ratio(slow, fast),
-        "runs": runs,
-        "threads": torch.get_num_threads(),
+    candidates: dict[str, Callable[[], object]] = {
+        name: partial(train, recipe, model, dataclasses.replace(config, **fields)) for name, fields in OURS.items()
     }
+    peers = {name: peer(model.success, runs, iterations, invert) for name, invert in PEERS.items()}
+    candidates |= {name: run for name, run in peers.items() if run is not None}
+    candidates[LOOP] = lambda: step_loop(recipe, Bandit.from_preset("spread"), 2)
+    first = {name: _seconds(run) for name, run in candidates.items()}
+    work = dict.fromkeys(candidates, runs * iterations) | {LOOP: 2}
+    seconds = {name: [t / work[name] for t in times] for name, times in paired(candidates, repeats, warm=False).items()}
+    others = [name for name in (*PEERS, LOOP) if name in seconds]
+    return [
+        {
+            "what": name,
+            "run-iterations/s": 1 / statistics.median(times),
+            "first call, extra s": first[name] - work[name] * statistics.median(times),
+            **{f"x {other}": median_ratio(seconds[other], times) for other in others},
+        }
+        for name, times in seconds.items()
+    ]
+
+
+def bench_growth(iterations: int = 10, repeats: int = 3) -> list[dict[str, Any]]:
+    """Milliseconds of an iteration when runs, prompts or group size double: linear means a ratio of 2."""
+    base = {"runs": 128, "prompts": 16, "group": 16}
+    rows = []
+    for what in base:
+        sizes = {factor: base | {what: base[what] * factor} for factor in (1, 2, 4)}
+        seconds = paired({str(k): _growth_run(size, iterations) for k, size in sizes.items()}, repeats)
+        milliseconds = {f"x{k}": 1000 * statistics.median(times) / iterations for k, times in seconds.items()}
+        ratios = {f"x{b}/x{a}": median_ratio(seconds[b], seconds[a]) for a, b in (("1", "2"), ("2", "4"))}
+        rows.append({"doubled": what, **milliseconds, **ratios})
+    return rows
+
+
+def bench_memory(runs: int = 64, few: int = 100, many: int = 1000) -> list[dict[str, Any]]:
+    """Peak memory of a process that trains for few and for many iterations: it must not grow."""
+    code = (
+        "import resource, torch; torch.set_num_threads(1); from etr.toy.train import ToyConfig, train; "
+        "from etr.recipe import load_recipe; from toy_envs import make_model; "
+        "train(load_recipe('etr'), make_model('bandit-spread'), ToyConfig({n}, seeds={runs})); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    rows = []
+    for n in (few, many):
+        done = subprocess.run([sys.executable, "-c", code.format(n=n, runs=runs)], capture_output=True, check=True)
+        rows.append({"iterations": n, "peak MiB": float(done.stdout)})
+    return rows
+
+
+def _growth_run(size: Mapping[str, int], iterations: int) -> Callable[[], object]:
+    model = Bandit(spread(prompts=size["prompts"])).model
+    config = ToyConfig(iterations, size["group"], size["runs"], metrics_every=iterations)
+    return lambda: train(load_recipe("etr"), model, config)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def step_loop(recipe: Recipe, env: Bandit, iterations: int) -> torch.Tensor:
-    """One run, episode by episode; returns its logits `[1, prompts, 1, arms]`."""
+    """One run, episode by episode, as a textbook agent does; returns its logits `[1, prompts, 1, arms]`."""
     prompts, arms = env.model.prompts, env.model.vocab_size
     logits = torch.zeros(1, prompts, 1, arms, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam([logits], lr=LEARNING_RATES["adam"])
     group_ids = torch.arange(prompts).repeat_interleave(GROUP)
     env.reset(seed=0)
     for _ in range(iterations):

@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from etr import stats
 from etr.errors import InputError
 from etr.recipe import Recipe
+from etr.toy.cache import Cache, train_all
+from etr.toy.config import ToyConfig
+from etr.toy.measures import LEVEL, MEASURES, check_level, defined, measure
 from etr.toy.recorder import History
-from etr.toy.train import ToyConfig, train
+from etr.toy.tables import Scores, difference_rows, improvement_rows, seed_rows, summary_rows
 from toy_envs import make_model
 from toy_envs.model import ExactModel
 
+__all__ = ["MEASURES", "Comparison", "compare", "curve_rows", "load_env"]
+
 Histories = dict[str, dict[str, History]]  # environment -> recipe -> history
-MEASURES: dict[str, str] = {
-    "final score": "expected reward after training, 0 = uniform policy, 1 = optimum",
-    "learning score": "the same averaged over training: speed counts",
-    "final entropy": "nats per token after training",
-}
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Histories of every recipe on every environment, with the summary that reports and tables print.
 
-    rows: one per environment, recipe and measure: IQM with a 95 % bootstrap interval; improvement: the probability
-    that a seed of the first recipe beats one of another. `env` is "all" for the stratified summary.
+    rows: one per environment, recipe and measure: IQM with a 95 % bootstrap interval, and the number of seeds that have
+    the measure; improvement: the probability that a seed of the first recipe beats one of another; differences: the
+    first recipe minus another on the same random numbers, with a verdict corrected for the number of comparisons;
+    seeds: one per environment, recipe and seed. `env` is "all" for the stratified summary.
     """
 
     histories: Histories
     rows: list[dict[str, Any]]
     improvement: list[dict[str, Any]]
+    differences: list[dict[str, Any]]
+    seeds: list[dict[str, Any]]
 
 
 def compare(
@@ -44,27 +47,36 @@ def compare(
     envs: Sequence[str],
     config: ToyConfig,
     progress: Callable[[str, str], Callable[[int], None]] = lambda env, recipe: lambda step: None,
+    cache: Cache | None = None,
+    level: float = LEVEL,
 ) -> Comparison:
     """Train every recipe on every environment; `progress(env, recipe)` gives the callback of that run.
 
-    Raises InputError for unknown environments, recipes of one name, and a single seed, before anything is trained.
+    level: the score at which entropies are matched. Raises InputError for unknown environments, recipes of one name,
+    a level outside (0, 1] and fewer than 3 seeds, before anything is trained.
     """
     names = [recipe.name for recipe in recipes]
-    if not recipes or not envs or len(set(names)) < len(names):
+    if not recipes or not envs or len(set(names)) < len(names) or len(set(envs)) < len(envs):
         raise InputError(
             f"a comparison needs environments and recipes of different names, got {list(envs)} and {names}"
         )
-    if config.seeds < 2:
-        raise InputError(f"seeds is {config.seeds}; an interval over seeds needs at least 2")
+    check_seeds(config)
+    check_level(level)
     models = {env: load_env(env) for env in envs}
-    histories = {
-        env: {recipe.name: train(recipe, model, config, progress(env, recipe.name)) for recipe in recipes}
-        for env, model in models.items()
-    }
-    scores = {
-        recipe.name: {env: measure(histories[env][recipe.name], models[env]) for env in envs} for recipe in recipes
-    }
-    return Comparison(histories, _rows(scores), _improvement(scores))
+    histories: Histories = {}
+    for env, model in models.items():
+        callbacks = [progress(env, name) for name in names]
+        runs = train_all(recipes, model, config, cache, lambda i, step, call=callbacks: call[i](step))  # type: ignore[misc]
+        histories[env] = dict(zip(names, runs, strict=True))
+    scores: Scores = {name: {env: measure(histories[env][name], models[env], level) for env in envs} for name in names}
+    rows = list(seed_rows(scores, range(config.first_seed, config.first_seed + config.seeds), {}))
+    return Comparison(histories, summary_rows(scores), improvement_rows(scores), difference_rows(scores), rows)
+
+
+def check_seeds(config: ToyConfig) -> None:
+    """Refuse an interval over fewer than 3 seeds."""
+    if config.seeds < stats.FEWEST_SEEDS:
+        raise InputError(f"seeds is {config.seeds}; an interval over seeds needs at least {stats.FEWEST_SEEDS}")
 
 
 def curve_rows(histories: Histories) -> Iterator[tuple[int, dict[str, float]]]:
@@ -80,8 +92,8 @@ def curve_rows(histories: Histories) -> Iterator[tuple[int, dict[str, float]]]:
 
 def _iqm_of_defined(values: Tensor) -> float:
     """IQM of the seeds that have a value (no clip share where no token had an advantage); NaN if none has."""
-    defined = values[~values.isnan()]
-    return float(stats.iqm(defined)) if len(defined) else math.nan
+    values = defined(values)
+    return float(stats.iqm(values)) if len(values) else math.nan
 
 
 def load_env(name: str) -> ExactModel:
@@ -90,53 +102,3 @@ def load_env(name: str) -> ExactModel:
         return make_model(name)
     except ValueError as error:
         raise InputError(str(error)) from None
-
-
-def measure(history: History, model: ExactModel) -> dict[str, Tensor]:
-    """Each measure of `MEASURES` per seed, `[seeds]`. "Final" is the mean over the last tenth of the measurements."""
-    score = model.score(history.curves["reward"])
-    last = max(1, len(history.steps) // 10)
-    return {
-        "final score": score[:, -last:].mean(-1),
-        "learning score": score.mean(-1),
-        "final entropy": history.curves["entropy"][:, -last:].mean(-1),
-    }
-
-
-Scores = Mapping[str, Mapping[str, Mapping[str, Tensor]]]  # recipe -> environment -> measure -> [seeds]
-
-
-def _rows(scores: Scores) -> list[dict[str, Any]]:
-    rows = []
-    for recipe, by_env in scores.items():
-        for env, names in _strata(by_env).items():
-            for what in MEASURES:
-                values = torch.stack([by_env[name][what] for name in names])
-                interval = stats.stratified_bootstrap(values, _iqm, torch.Generator().manual_seed(0))
-                found = {"iqm": interval.estimate, "low": interval.low, "high": interval.high}
-                rows.append({"env": env, "recipe": recipe, "metric": what, **found, "n_seeds": values.shape[-1]})
-    return rows
-
-
-def _improvement(scores: Scores) -> list[dict[str, Any]]:
-    first, *others = scores
-    rows = []
-    for other in others:
-        for env, names in _strata(scores[first]).items():
-            for what in ("final score", "learning score"):
-                ours, theirs = (torch.stack([scores[r][n][what] for n in names]) for r in (first, other))
-                interval = stats.improvement_interval(ours, theirs, torch.Generator().manual_seed(0))
-                found = {"probability": interval.estimate, "low": interval.low, "high": interval.high}
-                rows.append({"env": env, "recipe": first, "against": other, "metric": what, **found})
-    return rows
-
-
-def _strata(by_env: Mapping[str, object]) -> dict[str, list[str]]:
-    """Each environment alone, and all of them together when there are several."""
-    strata = {env: [env] for env in by_env}
-    return strata | {"all": list(by_env)} if len(strata) > 1 else strata
-
-
-def _iqm(values: Tensor) -> Tensor:
-    """Interquartile mean over all environments and seeds together (2108.13264)."""
-    return stats.iqm(values.flatten(-2))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from etr import diagnostics, exact
+from etr import diagnostics, exact, observatory
 from etr.batch import Batch, LossOutput, Mean
+from etr.loss import gradient_coefficient
 from etr.recipe import Recipe
+from etr.toy.rollout import current_columns, taken_log_probs
 from toy_envs.model import ExactModel
 
-SUCCESS_EDGES = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])  # inner boundaries of the success-rate bins in reports
+SUCCESS_EDGES = torch.tensor(observatory.SUCCESS_EDGES)  # the bins of success rate in reports
+PASS_AT = (4, 16)
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,21 @@ class History:
     width: Tensor
     logits: Tensor
 
+    def split(self, parts: int) -> list[History]:
+        """The histories of `parts` equal blocks of runs."""
+        curves = {name: curve.chunk(parts) for name, curve in self.curves.items()}
+        blocks = zip(self.width.chunk(parts), self.logits.chunk(parts), strict=True)
+        return [
+            History(self.steps, {name: blocks_of[i] for name, blocks_of in curves.items()}, width, logits)
+            for i, (width, logits) in enumerate(blocks)
+        ]
+
 
 class Recorder:
-    """Collects the metrics of a run."""
+    """Collects the metrics of a run; with `observe` also the observatory's, for about as much time again."""
 
-    def __init__(self, recipe: Recipe, model: ExactModel) -> None:
-        self.recipe, self.model = recipe, model
+    def __init__(self, recipe: Recipe, model: ExactModel, observe: bool = False) -> None:
+        self.recipe, self.model, self.observing = recipe, model, observe
         self.steps: list[int] = []
         self.rows: list[dict[str, Tensor]] = []
         self.parts: list[dict[str, Mean]] = []
@@ -45,8 +59,11 @@ class Recorder:
         width = diagnostics.width_by_success_rate(part, out.region, SUCCESS_EDGES)
         self.width = width if self.width is None else self.width + width
 
-    def measure(self, step: int, logits: Tensor, old_logits: Tensor, batch: Batch) -> None:
-        """Exact values after an iteration, as means over prompts `[seeds]`."""
+    def measure(self, step: int, logits: Tensor, old_logits: Tensor, batch: Batch, index: Tensor) -> None:
+        """Exact values after an iteration, as means over prompts `[seeds]`.
+
+        index: state·V + token of every sample, `[R, P, G, T]`.
+        """
         shares = {name: sum((p[name] for p in self.parts[1:]), self.parts[0][name]) for name in self.parts[0]}
         self.parts = []
         exactly = {
@@ -54,9 +71,24 @@ class Recorder:
             "entropy": exact.entropy(logits, self.model),
             "kl_new_to_old": exact.kl(logits, old_logits, self.model),
         }
-        shares |= diagnostics.homogeneous(batch)
+        row = {k: v.mean(-1) for k, v in exactly.items()}
+        row |= {name: mean.value for name, mean in (shares | diagnostics.homogeneous(batch)).items()}
+        if self.observing:
+            row |= {f"pass@{k}": observatory.pass_at_k(exactly["reward"], k).mean(-1) for k in PASS_AT}
+            row |= self._observed(logits, old_logits, batch, index)
         self.steps.append(step)
-        self.rows.append({k: v.mean(-1) for k, v in exactly.items()} | {k: m.value for k, m in shares.items()})
+        self.rows.append(row)
+
+    def _observed(self, logits: Tensor, old_logits: Tensor, batch: Batch, index: Tensor) -> dict[str, Tensor]:
+        """The observatory's view of the update, `[seeds]` by name."""
+        objective = self.recipe.objective
+        columns: dict[str, Any] = current_columns(objective.needs, logits, index)
+        after = dataclasses.replace(batch, log_probs=taken_log_probs(logits, index), **columns)
+        split, visits = observatory.exact_entropy_change(
+            after, gradient_coefficient(objective, after), index, old_logits, logits, self.model
+        )
+        sums = observatory.observe(objective, after) | split.metrics() | {"entropy/visits": visits}
+        return observatory.read(sums)
 
     def history(self, logits: Tensor) -> History:
         curves = {name: torch.stack([row[name] for row in self.rows], -1) for name in self.rows[0]}

@@ -1,0 +1,86 @@
+"""One update of all toy runs at once, as a pure function of parameters and batch, so that it can be compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from etr.batch import Batch
+from etr.loss import policy_loss
+from etr.recipe import OptimizerSettings, Recipe
+from etr.toy.policies import Logits
+from etr.toy.rollout import current_columns, taken_log_probs
+
+LEARNING_RATES = {
+    "adam": 0.1,  # about one tenth of a nat per update, so that four updates reach a region of 0.2
+    "sgd": 1.0,
+}
+FIRST, SECOND, EPS = 0.9, 0.999, 1e-8  # Adam's own defaults (1412.6980)
+
+
+class Learner(NamedTuple):
+    """Parameters `[R, rows, V]`, Adam's running means of the gradient and of its square, and the number of steps."""
+
+    parameters: Tensor
+    first: Tensor
+    second: Tensor
+    steps: Tensor
+
+
+def new_learner(parameters: Tensor) -> Learner:
+    """Before the first step."""
+    zeros = torch.zeros_like(parameters)
+    return Learner(parameters, zeros, zeros, torch.zeros((), dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Updater:
+    """The rule of an update.
+
+    logits: from parameters to the table `[R, P, S, V]`; parts: rows of each micro-batch; needs: the objective's, read
+    beforehand, because a compiler cannot.
+    """
+
+    recipe: Recipe
+    logits: Logits
+    parts: Sequence[slice]
+    needs: frozenset[str]
+
+    def current(self, parameters: Tensor, batch: Batch, index: Tensor) -> Batch:
+        """The batch as the policy with these parameters sees it; index: where its tokens stand in the table."""
+        logits = self.logits(parameters)
+        columns = current_columns(self.needs, logits, index)
+        log_probs = taken_log_probs(logits, index)
+        # All tokens are kept; a compiler that sees the mask made can leave it out.
+        mask = torch.ones_like(log_probs, dtype=torch.bool)
+        return dataclasses.replace(batch, log_probs=log_probs, response_mask=mask, **columns)
+
+    def loss(self, parameters: Tensor, batch: Batch, index: Tensor, denominator: Tensor) -> Tensor:
+        """The loss summed over runs; they do not mix, so the gradient of the sum is each run's own."""
+        whole = self.current(parameters, batch, index)
+        parts = [whole] if len(self.parts) == 1 else [whole.rows(rows) for rows in self.parts]
+        losses = [policy_loss(self.recipe.objective, part, denominator, check=False).loss.sum() for part in parts]
+        return sum(losses[1:], losses[0])
+
+    def __call__(self, learner: Learner, batch: Batch, index: Tensor, denominator: Tensor) -> Learner:
+        gradient = torch.func.grad(lambda parameters: self.loss(parameters, batch, index, denominator))
+        return stepped(learner, gradient(learner.parameters), self.recipe.optimizer)
+
+
+def stepped(learner: Learner, gradient: Tensor, settings: OptimizerSettings) -> Learner:
+    """θ − η·g (sgd) or θ − η·m̂/(√v̂ + ε) (adam), as `torch.optim` does, but as a function that can be compiled."""
+    rate = LEARNING_RATES[settings.method] if settings.lr is None else settings.lr
+    if settings.method == "sgd":
+        return learner._replace(parameters=learner.parameters - rate * gradient)
+    steps = learner.steps + 1
+    first = torch.lerp(learner.first, gradient, 1 - FIRST)
+    second = torch.addcmul(SECOND * learner.second, gradient, gradient, value=1 - SECOND)
+    scale = (1 - SECOND**steps).sqrt()
+    length = (rate * scale / (1 - FIRST**steps)).to(gradient.dtype)
+    direction = first / (second.sqrt() + (EPS * scale).to(gradient.dtype))
+    return Learner(learner.parameters - length * direction, first, second, steps)
