@@ -40,7 +40,13 @@ def log_policy(logits: Tensor, model: TreeModel) -> Tensor:
             f"logit at index {where} is {logits[tuple(where)].item()}; "
             "lower the learning rate or start from finite logits"
         )
-    return logits.double().log_softmax(-1)
+    return log_softmax(logits.double())
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """`logits.log_softmax(-1)` for many short rows: 2 to 5 times faster, because the CPU's kernel works row by row."""
+    columns = logits.reshape(-1, logits.shape[-1]).T.contiguous()
+    return columns.log_softmax(0).T.reshape(logits.shape)
 
 
 def state_visits(logits: Tensor, model: TreeModel) -> Tensor:
@@ -51,6 +57,20 @@ def state_visits(logits: Tensor, model: TreeModel) -> Tensor:
 def action_values(logits: Tensor, model: TreeModel) -> Tensor:
     """Q(s, a): expected reward after token a in state s, following the policy, `[*R, P, S, V]`."""
     return _action_values(log_policy(logits, model), model)
+
+
+def advantages(logits: Tensor, model: TreeModel) -> Tensor:
+    """A(s, a) = Q(s, a) − Σ_b π(b|s) Q(s, b), `[*R, P, S, V]`; its mean under π is 0 in every state."""
+    return _advantages(log_policy(logits, model), model)
+
+
+def optimal_values(model: TreeModel) -> Tensor:
+    """V*(s) = max_a V*(s a): the best success probability that can still be reached from state s, `[P, S]`."""
+    value, levels = model.success.double(), []
+    for _ in range(model.horizon):
+        value = value.unflatten(-1, (-1, model.vocab_size)).amax(-1)
+        levels.append(value)
+    return torch.cat(levels[::-1], -1)
 
 
 def expected_reward(logits: Tensor, model: TreeModel) -> Tensor:
@@ -73,9 +93,14 @@ def policy_gradient(logits: Tensor, model: TreeModel) -> Tensor:
     for a bandit it reads π_a (r_a − π·r) / P.
     """
     log_probs = log_policy(logits, model)
-    probs, values = log_probs.exp(), _action_values(log_probs, model)
-    advantages = values - (probs * values).sum(-1, keepdim=True)
-    return _visits(log_probs, model).unsqueeze(-1) * probs * advantages / model.success.shape[0]
+    weight = _visits(log_probs, model).unsqueeze(-1) * log_probs.exp()
+    return weight * _advantages(log_probs, model) / model.success.shape[0]
+
+
+def state_entropy(logits: Tensor, model: TreeModel) -> Tensor:
+    """H(π(·|s)) = −Σ_a π(a|s) log π(a|s) of every state, nats per token, `[*R, P, S]`."""
+    log_probs = log_policy(logits, model)
+    return -(log_probs.exp() * log_probs).sum(-1)
 
 
 def sequence_entropy(logits: Tensor, model: TreeModel) -> Tensor:
@@ -123,6 +148,11 @@ def _visits(log_probs: Tensor, model: TreeModel) -> Tensor:
     for level in _levels(log_probs.exp(), model)[:-1]:
         visits.append((visits[-1].unsqueeze(-1) * level).flatten(-2))
     return torch.cat(visits, -1)
+
+
+def _advantages(log_probs: Tensor, model: TreeModel) -> Tensor:
+    values = _action_values(log_probs, model)
+    return values - (log_probs.exp() * values).sum(-1, keepdim=True)
 
 
 def _action_values(log_probs: Tensor, model: TreeModel) -> Tensor:

@@ -1,20 +1,28 @@
-"""Floor 4: objectives written down and found again: a registered name, or `module:Name` of a user's own code."""
+"""Floor 4: objectives written down and found again: a name, or a user's own `module:Name` or `path/to/file.py:Name`."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 
 from etr.errors import InputError, unknown
 from etr.objective import Objective
 from etr.registry import find, get
 
+_FILES: dict[str, Path] = {}  # module -> the file that a reference named
+
 
 def reference(objective: Objective) -> str:
-    """What `objective_from` finds the class of `objective` by."""
+    """What `objective_from` finds the class of `objective` by, also in another process."""
     cls = type(objective)
+    if cls.__module__ in _FILES:  # a name registered by a file is known only once that file was read
+        return f"{_FILES[cls.__module__]}:{cls.__qualname__}"
     return cls.name if find(cls.name) is cls else f"{cls.__module__}:{cls.__qualname__}"
 
 
@@ -29,20 +37,63 @@ def objective_from(name: str, fields: Mapping[str, object]) -> Objective:
 
 
 def import_name(text: str) -> object:
-    """The object `module:Name`; the current folder is searched first. Raises InputError saying what is missing."""
-    module_name, _, attribute = text.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a user's own module lies in the folder the command is run from
+    """The object `module:Name` or `path/to/file.py:Name`; a module is looked for in the current folder first.
+
+    Raises InputError saying what is missing, or which line of the file is not Python.
+    """
+    source, _, attribute = text.rpartition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = _from_file(Path(source)) if source.endswith(".py") else _from_path(source)
     except ModuleNotFoundError as error:
-        if error.name != module_name:
-            raise InputError(f"{text}: {module_name} itself needs '{error.name}', which is not installed") from None
-        raise InputError(f"{text}: {error}; run the command in the folder that holds {module_name}.py") from None
+        if error.name != source:
+            raise InputError(f"{text}: {source} itself needs '{error.name}', which is not installed") from None
+        raise InputError(f"{text}: {error}; run the command in the folder that holds {source}.py") from None
+    except SyntaxError as error:
+        raise InputError(f"{text}: line {error.lineno} of '{error.filename}' is not Python ({error.msg})") from None
+    except InputError as error:  # a clash of names, say, when the file registers its class
+        raise InputError(f"{text}: {error}") from None
     except (ValueError, TypeError) as error:  # an empty or relative module name
-        raise InputError(f"{text}: '{module_name}' is no module name ({error}); write module:Name") from None
+        raise InputError(f"{text}: '{source}' is no module name ({error}); write module:Name") from None
     if not hasattr(module, attribute):
         own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]
         raise InputError(f"{text}: " + unknown("name", attribute, own))
     found: object = getattr(module, attribute)
     return found
+
+
+def _from_path(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a user's own module lies in the folder the command is run from
+    return importlib.import_module(name)
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The module in a file, read once and named after it; a name that another module has gets a suffix."""
+    file = path.resolve()
+    if not file.is_file():
+        raise InputError(f"there is no file '{path}'; check the path")
+    name = path.stem
+    if _found_by(name) not in (None, file):  # json.py must not hide the standard library's json
+        name = f"{name}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"  # the same in every process
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None  # the suffix .py has a loader
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    _FILES[name] = file
+    return sys.modules[name]
+
+
+def _found_by(name: str) -> Path | None:
+    """The file that `import name` leads to, or another mark of what has that name; None if nothing has."""
+    if name in sys.modules:
+        return Path(getattr(sys.modules[name], "__file__", None) or name).resolve()
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # "a.b" without a package "a"
+        return None
+    return None if spec is None else Path(spec.origin or name).resolve()

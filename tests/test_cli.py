@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -56,16 +57,20 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_compare_leaves_a_whole_run_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    envs = ("--envs", "bandit-fixed-gap", "tree-easy")
-    status, out, _ = run(capsys, "compare", *SMALL, *envs, "--recipes", "etr", "grpo", "--out", "here")
+    envs = ("--env", "bandit-fixed-gap", "tree-easy")
+    status, out, _ = run(capsys, "compare", "etr", "grpo", *SMALL, *envs, "--out", "here")
     assert status == 0
     assert "Probability of improvement" in out and "etr > grpo" in out and "here/report.html" in out
+    assert "Paired differences" in out and "etr - grpo" in out and "not reached" in out
     folder = Path("here")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["recipes"][0]["objective"]["micro"] == 0.5
     assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
-    rows = json.loads((folder / "comparison.json").read_text())["rows"]
-    assert {row["env"] for row in rows} == {"bandit-fixed-gap", "tree-easy", "all"}
+    summary = json.loads((folder / "comparison.json").read_text())
+    for part in ("rows", "improvement", "differences"):
+        assert {row["env"] for row in summary[part]} == {"bandit-fixed-gap", "tree-easy", "all"}
+    assert len((folder / "results.jsonl").read_text().splitlines()) == 2 * 2 * 4
+    assert pyarrow.parquet.read_table(folder / "results.parquet").num_rows == 2 * 2 * 4
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
     assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".json"}
     assert any((folder / "tensorboard").iterdir())
@@ -82,9 +87,34 @@ def test_toy_changes_recipe_fields(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = yaml.safe_load(Path("x/config.yaml").read_text())["recipes"][0]
     assert recipe["objective"]["eps_high"] == 0.3
     assert recipe["optimizer"] == {
-        "lr": 0.01, "updates": 2, "micro_batches": None, "max_grad_norm": 1.0, "weight_decay": 0.0,
+        "method": "adam", "lr": 0.01, "updates": 2, "micro_batches": None, "max_grad_norm": 1.0, "weight_decay": 0.0,
     }  # fmt: skip
     assert recipe["advantage"] == "group_center"
+
+
+def test_sweep_prints_the_best_cells_and_leaves_tables_and_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ("--grid", "eps_high=0.1,0.4", "optimizer.lr=0.05,0.3")
+    status, out, _ = run(capsys, "sweep", "grpo", *grid, "--env", "bandit-fixed-gap", *SMALL, "--out", "s")
+    assert status == 0
+    first = out.index("lr=0.3")  # six times the step: the best cells after six iterations
+    assert out.index("Best cells") < first < out.index("lr=0.05") < out.index("Main effect of each field")
+    assert {path.name for path in Path("s/figures").glob("*.png")} == {"map.png", "effects.png"}
+    table = pyarrow.parquet.read_table("s/results.parquet")
+    assert table.num_rows == 4 * 4 and {"eps_high", "optimizer.lr", "seed", "final_score"} <= set(table.column_names)
+    assert len(json.loads(Path("s/sweep.json").read_text())["cells"]) == 4
+    assert "lr=0.3" in Path("s/report.html").read_text()
+
+
+def test_a_random_sweep_goes_on_where_it_was(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("sweep", "grpo", "--random", "3", "--ranges", "eps_high=0.1:0.5", "optimizer.updates=1,2", *SMALL)
+    assert run(capsys, *argv, "--out", "one")[0] == 0
+    monkeypatch.setattr("etr.toy.cache.train_together", lambda *_: pytest.fail("it trained again"))
+    assert run(capsys, *argv, "--out", "two")[0] == 0
+    assert Path("one/results.jsonl").read_text() == Path("two/results.jsonl").read_text()
+    with pytest.raises(pytest.fail.Exception, match="it trained again"):
+        run(capsys, *argv, "--out", "three", "--no-cache")
 
 
 def test_report_works_on_a_folder_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +132,7 @@ def test_check_runs_the_laws_on_a_users_own_module(capsys: pytest.CaptureFixture
         header + "class Flipped(GRPO):\n    def surrogate(self, *a):\n        return -super().surrogate(*a)\n"
     )
     assert run(capsys, "check", "mine:Fine")[0] == 0
+    assert run(capsys, "check", "mine.py:Fine")[0] == 0
     status, out, err = run(capsys, "check", "his:Flipped")
     assert status == 2
     assert "must equal A" in out
@@ -138,6 +169,16 @@ def test_bench_prints_ratios_and_writes_json(
         (["toy", "--recipe", "no_such_module:X"], ["no_such_module", "run the command in the folder"]),
         (["toy", "--group-size", "1"], ["group_size is 1", "at least 2"]),
         (["toy", "--iterations", "0"], ["iterations is 0", "at least 1"]),
+        (["compare", "--seeds", "2"], ["seeds is 2", "at least 3"]),
+        (["compare", "--level", "2"], ["level is 2", "up to 1"]),
+        (["compare", "nowhere.py:Mine", "grpo"], ["there is no file 'nowhere.py'"]),
+        (["sweep", "etr"], ["--grid field=value,value or --random N", "give one of them"]),
+        (["sweep", "etr", "--grid", "micro"], ["--grid got 'micro'", "field=value,value"]),
+        (["sweep", "etr", "--grid", "mirco=0,1"], ["unknown field", "did you mean 'micro'"]),
+        (["sweep", "etr", "--grid", "micro=0", "--random", "3"], ["give one of them"]),
+        (["sweep", "etr", "--random", "3", "--ranges", "micro=0:x"], ["--ranges got 'micro=0:x'", "low:high:log"]),
+        (["sweep", "etr", "--random", "3", "--ranges", "micro=1:0"], ["give low < high"]),
+        (["sweep", "etr", "--random", "3", "--ranges", "mirco=0:1"], ["unknown field", "did you mean 'micro'"]),
         (["toy", "--set", "beta=0.1", "--recipe", "cispo"], ["unknown field", "beta"]),
         (["report", "nowhere"], ["nowhere"]),
         (["train", "--model", "tiny-random", "--task", "arithmetix"], ["unknown task", "arithmetic"]),

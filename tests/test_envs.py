@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
 from etr import exact
-from toy_envs import Bandit, ExactEnv, ExactModel, TokenTree, draw_accepting, list_envs, make_model
+from toy_envs import FAMILIES, Bandit, ExactEnv, ExactModel, TokenTree, draw_accepting, list_envs, make_env, make_model
 from toy_envs.bandit import deceptive, spread
 
 IDS = sorted(name for name in gymnasium.registry if name.startswith("toy_envs/"))
@@ -33,7 +33,7 @@ def uniforms(*shape: int, seed: int) -> Tensor:
 
 
 def test_every_preset_is_registered_under_both_names() -> None:
-    assert len(IDS) == len(list_envs()) == 8
+    assert len(IDS) == len(list_envs()) == sum(len(env.SWEEP) for env in FAMILIES.values()) == 36
     assert {"toy_envs/Bandit-spread-v0", EASY} <= set(IDS)
     assert {"bandit-spread", "bandit-deceptive", "tree-easy", "tree-hard"} <= set(list_envs())
 
@@ -60,7 +60,7 @@ def play(env: gymnasium.Env[Any, Any], seed: int, episodes: int = 20) -> list[An
     return trace
 
 
-@pytest.mark.parametrize("env_id", ["toy_envs/Bandit-spread-v0", EASY])
+@pytest.mark.parametrize("env_id", IDS)
 def test_a_seed_fixes_the_whole_trajectory(env_id: str) -> None:
     first, again, other = (play(gymnasium.make(env_id), seed) for seed in (1, 1, 2))
     assert first == again
@@ -87,16 +87,23 @@ def random_policy(model: ExactModel, runs: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=rng, dtype=torch.float64).expand(runs, *shape)
 
 
-@pytest.mark.parametrize("name", ["bandit-spread", "bandit-deceptive", "tree-easy", "tree-medium"])
+@pytest.mark.parametrize("name", list_envs())
 def test_vectorised_sampling_agrees_with_the_exact_value(name: str) -> None:
-    model, runs, group = make_model(name), 20, 200
+    """Every part of the reward, prompt by prompt; without parts, the verdict."""
+    model, runs, group = make_model(name), 10, 100
     logits = random_policy(model, runs, seed=5)
     sequences = model.sample(logits, uniforms(runs, model.prompts, group, model.horizon, seed=6))
-    rewards = model.verify(sequences, uniforms(runs, model.prompts, group, seed=7))
-    assert rewards.shape == (runs, model.prompts, group) and set(rewards.unique().tolist()) == {0.0, 1.0}
-    wanted = exact.expected_reward(logits, model)[0]
-    error = (wanted * (1 - wanted) / (runs * group)).sqrt()
-    assert bool(((rewards.mean((0, 2)) - wanted).abs() <= 5 * error).all())
+    noise = uniforms(runs, model.prompts, group, model.noise_size, seed=7)
+    rewards, parts = model.verify(sequences, noise), model.outcomes(sequences, noise)
+    assert rewards.shape == (runs, model.prompts, group) and set(parts.unique().tolist()) <= {0.0, 1.0}
+    tables = model.verdict.unsqueeze(1) if model.components is None else model.components
+    for k, table in enumerate(tables.unbind(1)):
+        wanted = exact.expected_reward(logits, ExactModel(model.vocab_size, model.horizon, table))[0]
+        error = (wanted * (1 - wanted) / (runs * group)).sqrt()
+        assert bool(((parts[..., k].mean((0, 2)) - wanted).abs() <= 5 * error + 1e-12).all())
+    scales = model.scales or (1.0,)
+    total = sum(scale * parts[..., k] for k, scale in enumerate(scales)) / sum(scales)
+    torch.testing.assert_close(rewards, total)
 
 
 def test_sampled_sequences_and_states_have_their_exact_frequencies() -> None:
@@ -113,14 +120,14 @@ def test_sampled_sequences_and_states_have_their_exact_frequencies() -> None:
         assert bool(((found - wanted).abs() <= 5 * (wanted * (1 - wanted) / n).sqrt() + 1e-12).all())
 
 
-@pytest.mark.parametrize("env", [small_tree(), Bandit([[0.9, 0.2, 0.1], [0.3, 0.3, 0.6]])])
+@pytest.mark.parametrize("env", [small_tree(), Bandit([[0.9, 0.2, 0.1], [0.3, 0.3, 0.6]]), make_env("multi-reward")])
 def test_the_step_interface_agrees_with_the_exact_value(env: ExactEnv[Any]) -> None:
     model, episodes = env.model, 2000
     logits = random_policy(model, 1, seed=10)
     cdf = logits[0].softmax(-1).cumsum(-1).numpy()
     rng = np.random.default_rng(11)
     env.reset(seed=12)
-    total = 0.0
+    rewards = []
     for _ in range(episodes):
         _, info = env.reset()
         done = False
@@ -128,15 +135,15 @@ def test_the_step_interface_agrees_with_the_exact_value(env: ExactEnv[Any]) -> N
             row = cdf[info["prompt"], info["state"]]
             token = min(int((row <= rng.random()).sum()), model.vocab_size - 1)
             _, reward, done, _, info = env.step(np.int64(token))
-        total += float(reward)
+        rewards.append(float(reward))
     wanted = exact.expected_reward(logits, model).mean().item()
-    assert abs(total / episodes - wanted) <= 5 * (wanted * (1 - wanted) / episodes) ** 0.5
+    assert abs(np.mean(rewards) - wanted) <= 5 * np.std(rewards) / episodes**0.5
 
 
 def test_runs_never_mix_and_uniforms_decide_everything() -> None:
     model = make_model("tree-easy")
     logits = random_policy(model, 3, seed=13) * torch.tensor([0.0, 1.0, 9.0]).reshape(3, 1, 1, 1)
-    u, noise = uniforms(3, 8, 5, 3, seed=14), uniforms(3, 8, 5, seed=15)
+    u, noise = uniforms(3, 8, 5, 3, seed=14), uniforms(3, 8, 5, 1, seed=15)
     sequences = model.sample(logits, u)
     rewards = model.verify(sequences, noise)
     for run in range(3):
@@ -189,8 +196,8 @@ def test_spread_runs_from_hard_to_easy() -> None:
     success = torch.tensor(spread(), dtype=torch.float64)
     start, best = success.mean(-1), success.amax(-1)
     assert start.tolist() == sorted(start.tolist())
-    assert (start[0].item(), start[-1].item()) == pytest.approx((0.03, 0.90), abs=0.01)
-    assert (best[0].item(), best[-1].item()) == pytest.approx((0.20, 0.99), abs=0.01)
+    assert (start[0].item(), start[-1].item()) == pytest.approx((0.01, 0.99), abs=0.001)
+    assert (best[0].item(), best[-1].item()) == pytest.approx((0.06, 1.0), abs=0.004)
 
 
 def test_deceptive_decoys_rise_first_and_are_unlearnt() -> None:
@@ -249,10 +256,9 @@ BAD_CONSTRUCTIONS = [
     (lambda: Bandit([[-0.1, 0.2]]), "success of prompt 0, sequence (arm) 0 is -0.1; give probabilities in"),
     (lambda: Bandit([[0.1, float("nan")]]), "sequence (arm) 1 is nan; give probabilities in [0, 1]"),
     (
-        lambda: TokenTree(7, 2, [[(0, 0)]]),
-        "vocab_size 7 with horizon 2 cannot be enumerated; give vocab_size 2 to 6",
+        lambda: TokenTree(7, 6, [[(0,) * 6]]),
+        "vocab_size 7 with horizon 6 has 117649 sequences per prompt, too many to enumerate; stay at 46656 or below",
     ),
-    (lambda: TokenTree(2, 7, [[(0,) * 7]]), "vocab_size 2 with horizon 7 cannot be enumerated"),
     (lambda: TokenTree(2, 2, []), "accepting is empty; give one collection of sequences per prompt"),
     (lambda: TokenTree(2, 2, [[(0, 0)], []]), "prompt 1 accepts no sequence; give at least one"),
     (
@@ -272,7 +278,7 @@ BAD_CONSTRUCTIONS = [
     (lambda: TokenTree.from_preset("x"), "unknown TokenTree preset 'x'; Valid: easy, hard, medium"),
     (
         lambda: make_model("tree-eazy"),
-        "unknown environment 'tree-eazy'; did you mean 'tree-easy'? Valid: bandit-",
+        "unknown environment 'tree-eazy'; did you mean 'tree-easy'? Valid: bandit, ",
     ),
 ]
 
@@ -285,7 +291,7 @@ def test_bad_constructions(build: Any, sentence: str) -> None:
 
 MODEL = Bandit([[0.5, 0.5, 0.5], [0.1, 0.2, 0.3]]).model
 TOKENS = torch.zeros(2, 4, 1, dtype=torch.int64)
-NOISE = torch.zeros(2, 4)
+NOISE = torch.zeros(2, 4, 1)
 BAD_CALLS = [
     (
         lambda: MODEL.verify(TOKENS + 3, NOISE),
@@ -296,15 +302,15 @@ BAD_CALLS = [
     (lambda: MODEL.verify(TOKENS[0], NOISE), "sequences have shape (4, 1); give [..., 2, group, 1]"),
     (
         lambda: MODEL.verify(TOKENS, NOISE[:1]),
-        "noise have shape (1, 4) and dtype torch.float32; give floating",
+        "noise have shape (1, 4, 1) and dtype torch.float32; give floating",
     ),
-    (lambda: MODEL.verify(TOKENS, NOISE + 1), "noise at index [0, 0] is 1; give uniform numbers in [0, 1)"),
+    (lambda: MODEL.verify(TOKENS, NOISE + 1), "noise at index [0, 0, 0] is 1; give uniform numbers in [0, 1)"),
     (
-        lambda: MODEL.sample(torch.zeros(2, 1, 2), NOISE[..., None]),
+        lambda: MODEL.sample(torch.zeros(2, 1, 2), NOISE),
         "logits have shape (2, 1, 2); give [..., 2, 1, 3]",
     ),
     (
-        lambda: MODEL.sample(torch.zeros(2, 1, 3), NOISE),
+        lambda: MODEL.sample(torch.zeros(2, 1, 3), NOISE[..., 0]),
         "uniforms have shape (2, 4) and dtype torch.float32; give",
     ),
 ]
@@ -322,6 +328,9 @@ def test_bad_steps() -> None:
         env.step(np.int64(0))
     with pytest.raises(ValueError, match=re.escape("prompt 3 does not exist; give options={'prompt': 0 to 2}")):
         env.reset(options={"prompt": 3})
+    for prefix in ([0, 1], [2]):
+        with pytest.raises(ValueError, match=re.escape(f"prefix {prefix} cannot be continued; give at most 1 tokens")):
+            env.reset(options={"prefix": prefix})
     env.reset(seed=0)
     with pytest.raises(ValueError, match="token 2 is outside the vocabulary; give tokens from 0 to 1"):
         env.step(np.int64(2))

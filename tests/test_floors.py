@@ -20,7 +20,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a package stands for everything in it 
     5: ("etr.toy", "etr.llm"),
     4: ("etr.recipe", "etr.references", "etr.update", "etr.runs", "etr.files", "etr.board", "etr.environment"),
     3: ("etr", "etr.objectives", "etr.laws", "toy_envs"),
-    2: ("etr.objective", "etr.registry", "etr.loss", "etr.diagnostics", "etr.exact", "etr.stats"),
+    2: ("etr.objective", "etr.registry", "etr.loss", "etr.diagnostics", "etr.observatory", "etr.exact", "etr.stats"),
     1: (
         "etr.ratios",
         "etr.regions",

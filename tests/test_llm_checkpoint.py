@@ -16,14 +16,16 @@ import torch
 from etr.errors import InputError
 from etr.llm import checkpoint
 from etr.llm.models import LanguageModel, load_model, tiny_model
+from etr.llm.train import make_optimizer
+from etr.recipe import METHODS, OptimizerSettings
 
 pytest.importorskip("transformers")
 STATE = {"bound": torch.tensor([0.2, 0.3], dtype=torch.float64), "count": torch.tensor(3)}
 
 
-def start(seed: int = 0, lr: float = 1e-2) -> tuple[LanguageModel, torch.optim.Optimizer]:
+def start(seed: int = 0, lr: float = 1e-2, method: str = "adam") -> tuple[LanguageModel, torch.optim.Optimizer]:
     language_model = tiny_model(seed)
-    return language_model, torch.optim.AdamW(language_model.model.parameters(), lr=lr, weight_decay=0.1)
+    return language_model, make_optimizer(OptimizerSettings(method, lr, weight_decay=0.1), language_model)
 
 
 def train(language_model: LanguageModel, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -38,13 +40,16 @@ def weights(language_model: LanguageModel) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in language_model.model.parameters()])
 
 
-def test_saving_and_resuming_changes_no_bit(tmp_path: Path) -> None:
-    straight = start()
+@pytest.mark.parametrize("method", METHODS)
+def test_saving_and_resuming_changes_no_bit(tmp_path: Path, method: str) -> None:
+    straight = start(method=method)
     train(*straight, range(6))
-    first = start()
+    first = start(method=method)
     train(*first, range(3))
     checkpoint.save(tmp_path, 3, *first, STATE)
-    second = start(seed=1, lr=0.5)  # other weights, other settings: all of it must come from the checkpoint
+    second = start(
+        seed=1, lr=0.5, method=method
+    )  # other weights, other settings: all of it must come from the checkpoint
     newest = checkpoint.latest(tmp_path)
     assert newest is not None
     restored = checkpoint.load(newest, second[0].model, second[1])

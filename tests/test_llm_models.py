@@ -106,7 +106,10 @@ def test_damaged_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("smollm2-135", "did you mean 'smollm2-135m'"), ("someone/model-x", "built in are 'smollm2-135m' and")],
+    [
+        ("smollm2-135", "did you mean 'smollm2-135m'"),
+        ("someone/model-x", "built in are smollm2-135m, toy-llama, tiny-random"),
+    ],
 )
 def test_unreachable_hub_is_said_at_once(monkeypatch: pytest.MonkeyPatch, name: str, hint: str) -> None:
     def offline(*args: Any, **options: Any) -> None:

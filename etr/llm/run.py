@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,16 +16,19 @@ from etr.llm.config import TrainConfig
 from etr.llm.evaluate import EvalResult, evaluate
 from etr.llm.models import load_model
 from etr.llm.tasks import load_task
+from etr.llm.toy_tasks import TOY_LLAMA, TOY_TASKS
 from etr.llm.train import Trainer, pick_device
+from etr.llm.watch import Watch
 from etr.recipe import Recipe, recipe_from_dict
-from etr.runs import RunFolder, read_config
+from etr.runs import RunFolder, read_config, read_metrics
 
 CHECKPOINTS, RESULTS, SAMPLES = "checkpoints", "eval.json", "samples.json"
 SHOWN = 6  # sampled answers before and after training in the report
 DEAD_STEPS = 5  # consecutive steps without any signal before the run says so
 
 Say = Callable[[str], None]
-OnStep = Callable[[int, int, dict[str, float]], None]
+Metrics = dict[str, float]
+OnStep = Callable[[int, int, Metrics], None]
 
 
 def start(recipe: Recipe, config: TrainConfig, out: Path, overwrite: bool, say: Say, on_step: OnStep) -> Path:
@@ -55,12 +58,14 @@ def resume(path: Path, steps: int | None, say: Say, on_step: OnStep) -> Path:
     step, trainer.state = checkpoint.load(newest, trainer.language_model.model, trainer.optimizer)
     with RunFolder.resume(path, step + 1) as folder:
         say(f"resuming {path} after step {step}")
-        return finish(trainer, folder, step + 1, say, on_step)
+        return finish(trainer, folder, step + 1, say, on_step, read_metrics(path))
 
 
 def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
     """Load task and model; everything that can be refused is refused here, before anything is written."""
     config.check()
+    if config.model == TOY_LLAMA and config.task not in TOY_TASKS and not config.task.endswith(".jsonl"):
+        raise InputError(f"model '{TOY_LLAMA}' cannot read task '{config.task}'; give task {' or '.join(TOY_TASKS)}")
     task = load_task(config.task, split="train", config=config.task_options, seed=config.seed)
     say(f"loading {config.model} ...")
     language_model = load_model(config.model, config.dtype)
@@ -68,14 +73,19 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
     return Trainer.create(recipe, config, language_model, task)
 
 
-def finish(trainer: Trainer, folder: RunFolder, first: int, say: Say, on_step: OnStep) -> Path:
-    """Train from step `first`, keep checkpoints, evaluate; returns the folder."""
+def finish(
+    trainer: Trainer, folder: RunFolder, first: int, say: Say, on_step: OnStep, earlier: Sequence[Metrics] = ()
+) -> Path:
+    """Train from step `first`, keep checkpoints, evaluate; `earlier` are the rows before it. Returns the folder."""
     steps, done, dead = trainer.config.steps, first - 1, 0
+    watch = Watch(len(trainer.language_model.model.get_output_embeddings().weight), earlier)
     with stop_signal(say) as stopped:
         for step in range(first, steps + 1):
             metrics = trainer.step(step)
             folder.log(step, metrics)
             on_step(step, steps, metrics)
+            for sentence in watch.add(step, metrics):
+                say(sentence)
             done = step
             dead = dead + 1 if metrics["group/homogeneous_frac"] == 1.0 else 0
             if dead == DEAD_STEPS:

@@ -14,6 +14,7 @@ from etr.errors import InputError
 from etr.llm import jsonl, procedural
 from etr.llm.grading import final_answer, same_answer
 from etr.llm.items import Config, Item, user
+from etr.llm.toy_tasks import TOY_TASKS, score_exactly, toy_items
 
 Split = Literal["train", "held-out", "all"]
 HELD_OUT_SHARE = 5  # one question in five
@@ -47,9 +48,10 @@ def load_task(
 ) -> Task:
     """Load a task of at most `size` distinct items.
 
-    `name` is "arithmetic" (one-digit sums and differences), "copy" (for the tiny model), a reasoning-gym dataset, whose
-    options `config` sets, or the path of a .jsonl file with the keys prompt and answer. `split` is decided by a hash of
-    the question alone, so a question held out once is held out for every seed and size. Raises `InputError`.
+    `name` is "arithmetic" (one-digit sums and differences), "copy-reverse" or "mod-arithmetic" (for the toy Llama),
+    "copy" (for the tiny model), a reasoning-gym dataset, whose options `config` sets, or the path of a .jsonl file with
+    the keys prompt and answer. `split` is decided by a hash of the question alone, so a question held out once is held
+    out for every seed and size. Raises `InputError`.
     """
     if size < 1:
         raise InputError(f"task size must be at least 1, not {size}; give the number of distinct items to load")
@@ -61,6 +63,9 @@ def load_task(
     elif name == "copy":
         _refuse_options(name, config)
         pool, scorer = _copy_items(seed), _score_start
+    elif name in TOY_TASKS:
+        _refuse_options(name, config)
+        pool, scorer = toy_items(name, seed), score_exactly
     else:
         pool, scorer = procedural.load(name, seed, size, config or {})
     items = tuple(islice((item for item in _distinct(pool) if split in ("all", _side(item))), size))

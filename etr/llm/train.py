@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from etr import diagnostics
+from etr import diagnostics, observatory
 from etr.batch import Batch, LossOutput, Mean
 from etr.errors import InputError
 from etr.groups import group_stats
@@ -28,13 +29,15 @@ from etr.llm.log_probs import check_log_probs, completion_log_probs
 from etr.llm.models import LanguageModel
 from etr.llm.rollout import Rollout, RolloutEngine, TransformersEngine, texts
 from etr.llm.tasks import Task, encode
+from etr.llm.toy_tasks import TOY_LLAMA
 from etr.loss import check_batch
 from etr.objective import State
-from etr.recipe import Recipe
-from etr.update import add_gradients, split
+from etr.recipe import OptimizerSettings, Recipe
+from etr.update import add_gradients, micro_batch, split
 
 SUPPLIES = ("group", "binary_rewards", "rollout_log_probs")  # the batch's entropy is a report: it has no gradient
-LEARNING_RATE = 5e-6
+LEARNING_RATES = {TOY_LLAMA: 3e-4}  # AdamW's, where the recipe names none
+LEARNING_RATE = 5e-6  # the same for every other model
 MICRO_BATCH_ROWS = 32  # measured on a CPU core with prompts read once per group: a third faster than 8
 
 
@@ -56,9 +59,7 @@ class Trainer:
         recipe.objective.require(SUPPLIES, "the LLM trainer")
         model = language_model.model
         check_log_probs(model)
-        settings = recipe.optimizer
-        rate = LEARNING_RATE if settings.lr is None else settings.lr
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=settings.weight_decay)
+        optimizer = make_optimizer(recipe.optimizer, language_model)
         engine = TransformersEngine(language_model, config.max_new_tokens, config.temperature)
         state = recipe.objective.init_state((), language_model.device)
         return Trainer(recipe, config, language_model, task, engine, optimizer, state)
@@ -71,8 +72,11 @@ class Trainer:
         batch, self.state = self.recipe.objective.prepare(batch, self.state)
         sums, norm = self.update(rollout, batch, step)
         self.engine.sync(self.language_model.model)
+        moved = self.observe(rollout, batch)
         seconds = time.perf_counter() - start
-        return report(rollout, rewards, batch, sums) | {
+        return {
+            **report(rollout, rewards, batch, sums),
+            **moved,
             "grad_norm": norm,
             "tokens_per_s": float(rollout.lengths.sum()) / seconds,
             "seconds": seconds,
@@ -116,8 +120,7 @@ class Trainer:
         norm = torch.zeros(())
 
         def observe(part: Batch, out: LossOutput) -> None:
-            for name, mean in {**out.metrics, **diagnostics.clipped(objective, part)}.items():
-                sums[name] = sums[name] + mean if name in sums else mean
+            add(sums, {**out.metrics, **diagnostics.clipped(objective, part)})
 
         for update in range(settings.updates):
             self.optimizer.zero_grad()
@@ -139,6 +142,15 @@ class Trainer:
             self.optimizer.step()
         return sums, float(norm)
 
+    def observe(self, rollout: Rollout, batch: Batch) -> dict[str, float]:
+        """What the whole update did to entropy and regions (`etr.observatory`): one pass more, after the last step."""
+        objective, sums = self.recipe.objective, dict[str, Mean]()
+        with torch.no_grad():
+            for rows in self.micro_batches(len(batch.log_probs)):
+                part = micro_batch(batch, rows, self.log_probs(rollout, rows)[0])
+                add(sums, observatory.observe(objective, part, part.entropy))
+        return {name: float(value) for name, value in observatory.read(sums).items()}
+
     def log_probs(self, rollout: Rollout, rows: slice) -> tuple[Tensor, Tensor]:
         """log π and entropy of the completion tokens of some rows, `[b, T]`, at the sampling temperature."""
         return completion_log_probs(
@@ -155,6 +167,17 @@ class Trainer:
         return split(size, parts)
 
 
+def make_optimizer(settings: OptimizerSettings, language_model: LanguageModel) -> torch.optim.Optimizer:
+    """AdamW, or SGD without momentum. Raises InputError for SGD without a learning rate: there is no good default."""
+    parameters, decay = language_model.model.parameters(), settings.weight_decay
+    if settings.method == "sgd":
+        if settings.lr is None:
+            raise InputError("optimizer.method sgd has no learning rate here; set optimizer.lr, for example to 0.1")
+        return torch.optim.SGD(parameters, lr=settings.lr, weight_decay=decay)
+    rate = LEARNING_RATES.get(language_model.name, LEARNING_RATE) if settings.lr is None else settings.lr
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+
+
 def report(rollout: Rollout, rewards: Tensor, batch: Batch, sums: dict[str, Mean]) -> dict[str, float]:
     """The metrics of a step, as numbers; entropy and reward are those of the policy that sampled the batch."""
     assert batch.entropy is not None  # set by `to_batch`
@@ -169,6 +192,12 @@ def report(rollout: Rollout, rewards: Tensor, batch: Batch, sums: dict[str, Mean
         "truncated": float((~rollout.finished).float().mean()),
         **values,
     }
+
+
+def add(sums: dict[str, Mean], parts: Mapping[str, Mean]) -> None:
+    """Add the sums of one micro-batch to those of the others."""
+    for name, mean in parts.items():
+        sums[name] = sums[name] + mean if name in sums else mean
 
 
 def stream(seed: int, step: int) -> int:

@@ -12,9 +12,8 @@ from torch import Generator, Tensor
 
 from etr.errors import InputError
 from etr.plots.style import End, finish, new_figure, objective_color, styled
-from etr.stats import Band, iqm_band
+from etr.stats import FEWEST_SEEDS, Band, iqm_band
 
-FEWEST_SEEDS = 3  # fewer cannot carry an interval
 FEW_PATHS = 8  # single seeds drawn behind a mean: enough to see their spread
 MOST_POINTS = 2000  # more steps than pixels: every k-th is drawn
 Curves = Mapping[str, Tensor]  # recipe -> [seeds, steps]

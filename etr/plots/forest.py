@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from etr.errors import InputError
 from etr.plots.style import SMALL, finish, new_figure, objective_color, styled, text_color
+from etr.stats import FEWEST_SEEDS
 
 MOST_COLUMNS = 3
 Row = Mapping[str, Any]
@@ -21,7 +22,8 @@ def comparison_forest(rows: Sequence[Row], xlabel: str = "score", title: str = "
     """Interquartile mean (dot) and 95 % interval (line) of each recipe, one panel per environment.
 
     rows: {"env", "recipe", "iqm", "low", "high"} and, if known, "n_seeds"; one per environment and recipe, all of the
-    same measure. Every panel has its own scale. Raises InputError for no rows, a missing key or a repeated row.
+    same measure. Every panel has its own scale. Raises InputError for no rows, a missing key, a repeated row or an
+    interval from fewer than 3 seeds.
     """
     _check(rows)
     envs, recipes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("env", "recipe"))
@@ -76,6 +78,11 @@ def _check(rows: Sequence[Row]) -> None:
         missing = [key for key in ("env", "recipe", "iqm", "low", "high") if key not in row]
         if missing:
             raise InputError(f"a row of the comparison lacks {', '.join(missing)}: {dict(row)}")
+        if row.get("n_seeds", FEWEST_SEEDS) < FEWEST_SEEDS:
+            raise InputError(
+                f"recipe '{row['recipe']}' on '{row['env']}' has {row['n_seeds']} seeds; an interval needs "
+                f"at least {FEWEST_SEEDS}"
+            )
     keys = [(row["env"], row["recipe"]) for row in rows]
     for key in keys:
         if keys.count(key) > 1:

@@ -28,11 +28,11 @@ from etr.recipe import Recipe
 from etr.toy.config import ToyConfig
 from etr.toy.recorder import History
 from etr.toy.sources import house_digest, own_digest
-from etr.toy.together import train_together
+from etr.toy.together import RUNS, train_together
 from toy_envs.model import ExactModel
 
 VARIABLE, DEFAULT = "ETR_CACHE", Path("runs/.cache")
-AT_ONCE = 4 * (os.cpu_count() or 1)  # recipes that are trained before they are stored: what an interruption can cost
+BATCHES = 2  # that each core trains before runs are stored: what an interruption can cost
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
@@ -82,7 +82,7 @@ def train_all(
             found[i] = history
             progress(i, config.iterations)
     missing = [i for i in range(len(recipes)) if i not in found]
-    size = len(missing) if cache is None else AT_ONCE
+    size = len(missing) if cache is None else _at_once(config)
     for start in range(0, len(missing), size or 1):
         part = missing[start : start + size]
 
@@ -94,6 +94,11 @@ def train_all(
             if cache is not None and (key := keys[i]) is not None:
                 cache.store(key, history)
     return [found[i] for i in range(len(recipes))]
+
+
+def _at_once(config: ToyConfig) -> int:
+    """Recipes that are trained before they are stored."""
+    return BATCHES * (os.cpu_count() or 1) * max(1, RUNS // config.seeds)
 
 
 def run_key(recipe: Recipe, model: ExactModel, config: ToyConfig) -> str | None:

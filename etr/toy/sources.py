@@ -13,7 +13,7 @@ import etr
 import toy_envs
 
 # What only looks at runs, or trains language models. A test checks that the trainer imports none of it.
-ONLOOKERS = ("bench", "cli", "laws", "llm", "plots", "report", "reproduce", "stats")
+ONLOOKERS = ("bench", "cli", "llm", "plots", "report", "reproduce", "stats")
 READERS = ("cache.py", "compare.py", "measures.py", "sources.py", "sweep.py", "tables.py")  # in etr/toy
 
 

@@ -1,0 +1,112 @@
+"""A statement of the literature as data: what was published, how it is computed here, and when the two agree."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from etr.errors import InputError
+
+Relation = Literal["=", "<=", ">="]
+Verdict = Literal["reproduced", "differs", "not reproduced"]
+SIGNS: dict[Relation, str] = {"=": "", "<=": "≤ ", ">=": "≥ "}
+Z95 = 1.96  # half-width of a 95 % interval in standard errors
+
+
+class Target(NamedTuple):
+    """One published number or bound. `tolerance`: half a unit of its last digit, or 95 % half-width if it was sampled."""
+
+    name: str
+    value: float
+    tolerance: float = 0.0
+    relation: Relation = "="
+
+
+class Measured(NamedTuple):
+    """Our number, with the half-width of its 95 % interval where it rests on random draws, else 0."""
+
+    value: float
+    half_width: float = 0.0
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A published or derived statement and the function that recomputes it, one number per target.
+
+    evidence: `third-party` (the statement was seen, its proof or table was not) or `reconstructed` (the number is this
+    project's own, or a constant from memory). note: settings that had to be guessed, and what else to know.
+    differs: the known reason why our numbers are others than the published; empty where they should agree.
+    """
+
+    id: str
+    section: int
+    text: str
+    source: str
+    evidence: Literal["third-party", "reconstructed"]
+    published: tuple[Target, ...]
+    run: Callable[[], Sequence[Measured]]
+    quick: bool = True
+    note: str = ""
+    differs: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A statement with our numbers, target by target."""
+
+    statement: Statement
+    measured: tuple[Measured, ...]
+    agrees: tuple[bool, ...]
+    verdict: Verdict
+    seconds: float
+
+
+def agrees(target: Target, measured: Measured) -> bool:
+    """Do they agree? False for NaN.
+
+    "=": |ours − published| ≤ √(tolerance² + half-width²), the uncertainty of a difference of independent numbers;
+    "<=" and ">=": the whole interval lies on the right side of the bound, up to the bound's tolerance.
+
+    >>> agrees(Target("slope", -1.0, 0.05), Measured(-1.03))
+    True
+    >>> agrees(Target("share", 1.0, relation="<="), Measured(0.99, half_width=0.02))
+    False
+    """
+    if not math.isfinite(measured.half_width):
+        return False
+    if target.relation == "=":
+        return abs(measured.value - target.value) <= math.hypot(target.tolerance, measured.half_width)
+    sign = 1 if target.relation == ">=" else -1
+    return sign * (measured.value - target.value) - measured.half_width >= -target.tolerance
+
+
+def check(statement: Statement) -> Result:
+    """Recompute a statement and compare. Raises InputError when `run` gives another number of numbers than published."""
+    start = time.perf_counter()
+    measured = tuple(statement.run())
+    seconds = time.perf_counter() - start
+    if len(measured) != len(statement.published):
+        raise InputError(
+            f"statement '{statement.id}' publishes {len(statement.published)} numbers but its run gave "
+            f"{len(measured)}; give one number per target"
+        )
+    held = tuple(agrees(t, m) for t, m in zip(statement.published, measured, strict=True))
+    verdict: Verdict = "reproduced" if all(held) else "differs" if statement.differs else "not reproduced"
+    return Result(statement, measured, held, verdict, seconds)
+
+
+def published(values: dict[str, float], tolerance: float = 0.0, *, relative: float = 0.0) -> tuple[Target, ...]:
+    """Targets "=" of one tolerance, absolute or relative to each value.
+
+    >>> published({"gap": 0.5}, relative=0.01)
+    (Target(name='gap', value=0.5, tolerance=0.005, relation='='),)
+    """
+    return tuple(Target(name, value, tolerance + relative * abs(value)) for name, value in values.items())
+
+
+def exactly(*values: float) -> list[Measured]:
+    """Numbers without a sampling error."""
+    return [Measured(float(value)) for value in values]
