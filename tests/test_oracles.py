@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from typing import get_args
 
 import pytest
 import torch
@@ -343,7 +344,7 @@ def test_plateau_times_are_the_integral_of_one_over_the_speed() -> None:
         "group_zscore": lambda p: (p * (1 - p)) ** -0.5,
         "log_success": lambda p: 1 / p,
     }
-    for kind in population.PLATEAUS:
+    for kind in get_args(population.Plateau):
         points, total = 100_000, 0.0
         for i in range(points):
             p = 0.05 + (0.9 - 0.05) * (i + 0.5) / points

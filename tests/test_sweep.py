@@ -107,7 +107,9 @@ def test_cells_are_what_a_comparison_of_them_would_be(result: Sweep) -> None:
     alone = compare([GRPO.replace(cell)], ENVS, CONFIG)
     name = cell_name(cell)
     mine = [{**row, "recipe": "grpo"} for row in result.rows if row["recipe"] == name]
-    assert mine == alone.rows
+    assert len(mine) == len(alone.rows) > 0
+    for found, expected in zip(mine, alone.rows, strict=True):
+        assert found == {k: pytest.approx(v, abs=1e-9) if isinstance(v, float) else v for k, v in expected.items()}
     assert result.ranking("final score")[0]["iqm"] == max(
         row["iqm"] for row in result.rows if row["env"] == "all" and row["metric"] == "final score"
     )
@@ -160,16 +162,17 @@ def test_columns_of_mixed_values_have_one_type(tmp_path: Path) -> None:
 # Cache ---------------------------------------------------------------------------------------------------------
 
 
-def equal(one: History, two: History) -> bool:
+def equal(one: History, two: History, tolerance: float = 0.0) -> bool:
     """Every number, its precision, and the kind of every field; NaN equals NaN."""
-    return all(same(getattr(one, field.name), getattr(two, field.name)) for field in dataclasses.fields(History))
+    names = [field.name for field in dataclasses.fields(History)]
+    return all(same(getattr(one, name), getattr(two, name), tolerance) for name in names)
 
 
-def same(a: object, b: object) -> bool:
+def same(a: object, b: object, tolerance: float) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a.nan_to_num(9), b.nan_to_num(9))
+        return a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)
     if isinstance(a, dict) and isinstance(b, dict):
-        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+        return list(a) == list(b) and all(same(a[key], b[key], tolerance) for key in a)
     return type(a) is type(b) and a == b
 
 
@@ -218,7 +221,8 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, counted: list[str]) -> Non
     counted.clear()
     done = train_all(five, model, CONFIG, Cache(tmp_path))
     assert counted == ["lr 0.3", "lr 0.4", "lr 0.5"]
-    assert all(equal(a, b) for a, b in zip(done, train_all(five, model, CONFIG), strict=True))
+    fresh = train_all(five, model, CONFIG)  # recipes that share a batch may differ from others by rounding
+    assert all(equal(a, b, 1e-9) for a, b in zip(done, fresh, strict=True))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])

@@ -14,9 +14,11 @@ Start here:
   etr show etr                               one of them: equation, fields, what it reduces to
   etr toy --recipe etr --set micro=0.3       64 seeds on a bandit, in seconds
   etr compare                                ETR against GRPO and the wide control, with intervals
-  etr sweep etr --grid micro=0,0.25,0.5      a field of a recipe at several values
+  etr sweep etr --grid micro=0,0.25,0.5      one recipe at several settings, on the same seeds
   etr train --recipe etr --steps 20          a real LLM with the same loss, on a laptop
-  etr check my_file.py:Mine                  the laws of objectives, on one of your own"""
+  etr observe runs/my-run                    where a run's entropy went, and whether to worry
+  etr check my_file.py:Mine                  the laws of objectives, on one of your own
+  etr reproduce                              published statements on entropy and clipping, recomputed"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tyro.conf import FlagCreatePairsOff
     from tyro.extras import SubcommandApp
 
-    from etr.cli import inspect, llm, reports, sweep, toy
+    from etr.cli import inspect, llm, observe, reports, reproduce, sweep, toy
 
     app = SubcommandApp()
-    for module in (inspect, toy, sweep, llm, reports):
+    for module in (inspect, toy, sweep, llm, observe, reports, reproduce):
         for name, command in module.COMMANDS.items():
             app.command(command, name=name)
     try:

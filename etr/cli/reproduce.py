@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from rich.markup import escape
 
-from etr.cli.options import console, print_table, progress_bar
+from etr.cli.options import print_table, progress_bar
 from etr.files import atomic_write, to_json
 from etr.reproduce import Result, check, select
-from etr.reproduce.pages import as_json, as_markdown, counts, given, ours
+from etr.reproduce.pages import as_json, as_markdown, counts, given, ours, reasons
 
 COLOURS = {"reproduced": "green", "differs": "yellow", "not reproduced": "red"}
 
@@ -57,7 +57,7 @@ def print_results(results: Sequence[Result]) -> None:
         named = [f"{t.name}: {given(t)}" for t in s.published]
         values = [ours(m) + ("" if a else " ✗") for m, a in zip(r.measured, r.agrees, strict=True)]
         verdict = f"[{COLOURS[r.verdict]}]{r.verdict}[/]"
-        reason = f"\n{escape(s.differs)}" if r.verdict == "differs" else ""
+        reason = "".join(f"\n{escape(reason)}" for reason in reasons(r))
         numbers = "\n".join(escape(name) for name in named)
         row = [str(s.section), f"[bold]{s.id}[/bold]\n{escape(s.text)}{reason}", numbers, "\n".join(values)]
         rows.append([*row, verdict, f"{r.seconds:.1f}"])

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from statistics import fmean, median
 
-from etr.observatory import alarms
-
-STEADY = 5  # steps over which the curves are smoothed: one step has few prompts
+from etr.observatory import Alarm, alarms
 
 
 class Watch:
@@ -21,26 +18,24 @@ class Watch:
         self._steps: list[int] = []
         self._entropy: list[float] = []
         self._reward: list[float] = []
-        self._said: set[str] = set()
         for row in earlier:
-            self.add(int(row["step"]), row)
+            self._append(int(row["step"]), row)
+        self._said = {alarm.kind for alarm in self._alarms()}
 
     def add(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """One more step; the sentences of alarms that were not said before.
 
         Groups without signal are the run's own matter: it names the cure.
         """
-        self._steps.append(step)
-        self._entropy.append(metrics["entropy"])
-        self._reward.append(metrics["reward"])
-        entropy = [median(window) for window in _windows(self._entropy)]
-        reward = [fmean(window) for window in _windows(self._reward)]
-        found = alarms(self._steps, entropy, reward, vocab_size=self._vocab_size)
-        new = [alarm for alarm in found if alarm.kind not in self._said]
+        self._append(step, metrics)
+        new = [alarm for alarm in self._alarms() if alarm.kind not in self._said]
         self._said |= {alarm.kind for alarm in new}
         return [f"{alarm.kind} at step {alarm.step}: {alarm.sentence}" for alarm in new]
 
+    def _append(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._steps.append(step)
+        self._entropy.append(metrics["entropy"])
+        self._reward.append(metrics["reward"])
 
-def _windows(values: list[float]) -> list[list[float]]:
-    """The last values up to each place."""
-    return [values[max(0, end - STEADY) : end] for end in range(1, len(values) + 1)]
+    def _alarms(self) -> list[Alarm]:
+        return alarms(self._steps, self._entropy, self._reward, vocab_size=self._vocab_size)

@@ -7,7 +7,7 @@ policy gradient's within a prompt, and `gain` weighs prompts against each other.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from etr.advantages import Estimator
 from etr.errors import InputError, unknown
 
-PLATEAUS = ("policy_gradient", "group_zscore", "log_success")
+Plateau = Literal["policy_gradient", "group_zscore", "log_success"]
 
 
 def success_counts(success_rate: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ def zscore_sizes(success_rate: Tensor) -> tuple[Tensor, Tensor]:
     return odds.rsqrt(), -odds.sqrt()
 
 
-def plateau_time(kind: Literal["policy_gradient", "group_zscore", "log_success"], start: float, end: float) -> float:
+def plateau_time(kind: Plateau, start: float, end: float) -> float:
     """Time of gradient flow from success rate `start` to `end` with one parameter, p = σ(θ); derived here.
 
     policy_gradient (ascends p): [2 ln(p/(1−p)) + (2p−1)/(p(1−p))], about 1/start;
@@ -83,4 +83,4 @@ def _clock(kind: str, p: float) -> float:
         return 2 * (2 * p - 1) / math.sqrt(p * (1 - p))
     if kind == "log_success":
         return 1 / (1 - p) + math.log(p / (1 - p))
-    raise InputError(unknown("kind of plateau", kind, PLATEAUS))
+    raise InputError(unknown("kind of plateau", kind, get_args(Plateau)))

@@ -89,7 +89,7 @@ def multi_mode(env: Env, histories: Histories) -> Answer:
     ticks = [f"{count:.0f}" for count in ways[0, :modes].tolist()]
     lines = final(histories, lambda logits: masses(logits).mean(1))
     kept = Panel(labels, range(modes), lines, even("all alike", modes), ticks)
-    return [shown, kept], "Means over prompts. A right answer may be reached by several sequences, its ways."
+    return [shown, kept], "Means over prompts. The ways to an answer are the sequences that end in it and are accepted."
 
 
 def chain(env: Env, histories: Histories) -> Answer:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from etr.plots.curves import entropy_reward_phase, learning_dashboard
+from etr.plots.profiles import performance_profiles
 from etr.plots.regions import width_by_success_rate
 from etr.toy.compare import Comparison
 from etr.toy.recorder import SUCCESS_EDGES
@@ -14,7 +16,7 @@ EDGES = torch.cat([torch.zeros(1), SUCCESS_EDGES, torch.ones(1)])
 
 
 def comparison_figures(result: Comparison) -> dict[str, Figure]:
-    """Curves, phase plot and region widths for every environment, by file name."""
+    """Curves, phase plot and region widths for every environment, and the profiles over all runs, by file name."""
     figures = {}
     for env, histories in result.histories.items():
         curves = {recipe: history.curves for recipe, history in histories.items()}
@@ -24,4 +26,13 @@ def comparison_figures(result: Comparison) -> dict[str, Figure]:
         bounded = {r: (EDGES, h.width) for r, h in histories.items() if not bool(h.width.isinf().any())}
         if bounded:  # an objective without a region has no width to draw
             figures[f"{env}-width"] = width_by_success_rate(bounded)
+    figures["profiles"] = performance_profiles(_learning_scores(result), "learning score", "All runs")
     return figures
+
+
+def _learning_scores(result: Comparison) -> dict[str, Tensor]:
+    """The learning score by recipe, `[environments, seeds]`."""
+    scores: dict[str, dict[str, list[float]]] = {}
+    for row in result.seeds:
+        scores.setdefault(row["recipe"], {}).setdefault(row["env"], []).append(row["learning_score"])
+    return {recipe: torch.tensor(list(by_env.values())) for recipe, by_env in scores.items()}

@@ -88,7 +88,7 @@ def entropy_reward_phase(runs: Mapping[str, Curves], title: str = "What the rewa
     return finish(figure, f"{note} {_counts(reward)}.", {axes: ends})
 
 
-def draw_curves(axes: Axes, curves: Curves, steps: Sequence[int]) -> list[End]:
+def draw_curves(axes: Axes, curves: Curves, steps: Sequence[float]) -> list[End]:
     """Draw recipes on one panel and return where their lines end."""
     _check(curves, steps)
     every = max(1, len(steps) // MOST_POINTS)

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from etr.errors import InputError
 from etr.plots.style import INK, QUIET, SMALL, finish, new_figure, styled
@@ -48,6 +49,11 @@ def sweep_map(
     axes.set(title=title, xlabel=x, ylabel=y)
     if not whole:
         axes.set(xscale="log" if x in logarithmic else "linear", yscale="log" if y in logarithmic else "linear")
+        for axis, field in ((axes.xaxis, x), (axes.yaxis, y)):
+            if field in logarithmic:
+                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.set_minor_formatter(NullFormatter())
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     figure.colorbar(drawn, ax=axes, label=label, aspect=28)
     shared = f" {', '.join(fields[2:])}: averaged over its values." if whole and len(fields) > 2 else ""
     note = "One square" if whole else "One dot"
@@ -92,7 +98,7 @@ def _squares(
         spine.set_visible(False)
     if len(means) <= MOST_WRITTEN:
         span = colours.vmax - colours.vmin if colours.vmax is not None and colours.vmin is not None else 0.0
-        decimals = 2 if span > 0.05 else 3
+        decimals = 2 if span > 0.3 else 3
         for (x, y), value in means.items():
             ink = "white" if span == 0 or (value - (colours.vmin or 0.0)) / span < 0.6 else INK
             place = (xs.index(x), ys.index(y))

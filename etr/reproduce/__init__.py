@@ -18,6 +18,7 @@ from etr.reproduce.entropy import ENTROPY
 from etr.reproduce.entropy_reward import ENTROPY_REWARD
 from etr.reproduce.groups import GROUPS
 from etr.reproduce.kl_estimators import KL_ESTIMATORS
+from etr.reproduce.landscape import LANDSCAPE
 from etr.reproduce.plateaus import PLATEAUS
 from etr.reproduce.policy_cliff import POLICY_CLIFF
 from etr.reproduce.stochastic import STOCHASTIC
@@ -36,6 +37,7 @@ SECTIONS = {
     8: "KL estimators",
 }
 STATEMENTS: tuple[Statement, ...] = (
+    *LANDSCAPE,
     *CONVERGENCE,
     *STOCHASTIC,
     *ENTROPY,

@@ -12,7 +12,7 @@ import etr
 from etr import exact
 from etr.batch import Batch
 from etr.objective import Objective
-from etr.reproduce.base import Z95, Measured, Statement, Target
+from etr.reproduce.base import Z95, Measured, Statement, Target, mean_with_error
 from toy_envs import ExactModel
 
 PROMPTS, ARMS, GROUP, EPOCHS, ITERATIONS, RATE = 16, 8, 16, 4, 300, 0.35
@@ -78,10 +78,6 @@ def end_entropies(seeds: int) -> Tensor:
             for _ in range(EPOCHS):
                 policies[i] = epoch(objective, policies[i], batch, arms)
     return torch.stack([exact.entropy(logits, COIN).mean(-1) for logits in (start, *policies)])
-
-
-def mean_with_error(values: Tensor) -> Measured:
-    return Measured(float(values.mean()), Z95 * float(values.std()) / len(values) ** 0.5)
 
 
 def start_and_ends(seeds: int) -> list[Measured]:

@@ -92,7 +92,7 @@ CLIPPING = (
         "reconstructed", published({"ε = .2": 0.8333, "ε = .28": 0.78125}, 5e-5), highest_probability,
     ),
     Statement(
-        "dapo-example", 4, "At ε = .2 a token at .01 may reach .012, one at .9 could go to 1.08, so its clip never binds.",
+        "dapo-example", 4, "At ε = .2 a token at .01 may reach .012, one at .9 could go to 1.08: it never clips.",
         "2503.14476, from memory", "reconstructed", published({".01 →": 0.012, ".9 →": 1.08}, 1e-12), reach,
     ),
     Statement(

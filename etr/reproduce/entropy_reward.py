@@ -7,7 +7,7 @@ from torch import Tensor
 
 from etr import exact
 from etr.oracles.fisher import natural_gradient
-from etr.reproduce.base import Measured, Statement, exactly, published, Target
+from etr.reproduce.base import Measured, Statement, Target, exactly, published
 from toy_envs import ExactModel
 
 STEPS = 20_000
@@ -57,7 +57,7 @@ def natural_fits() -> list[Measured]:
 
 
 def same_curve() -> list[Measured]:
-    """Largest distance of the natural gradient's R from the policy gradient's at equal H: one good arm, then five of ten.
+    """Largest distance of the natural gradient's R from the policy gradient's at equal H: one good arm, then five.
 
     Read off at 50 entropies that both reach, linear between the steps.
     """

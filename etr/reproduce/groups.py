@@ -120,8 +120,9 @@ GROUPS = (
          Target("p = 0.5, G = 8", 0.0078, 5e-5), Target("p = 0.5, G = 16", 3e-5, 0.6e-6)), silent_groups,
     ),
     Statement(
-        "advantage-sizes", 5, "Right answers get √((1−p)/p), wrong ones −√(p/(1−p)); Σ|A|/G = 2√(p(1−p)), largest at ½.",
-        "2402.03300", "reconstructed",
+        "advantage-sizes", 5,
+        "Right answers get √((1−p)/p), wrong ones −√(p/(1−p)); Σ|A|/G = 2√(p(1−p)), largest at ½.", "2402.03300",
+        "reconstructed",
         (Target("largest error of the sizes", 0.0, 1e-10, "<="), Target("largest error of the sum", 0.0, 1e-12, "<="),
          Target("rate of the largest sum", 0.5)), advantage_sizes,
     ),

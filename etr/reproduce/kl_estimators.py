@@ -45,8 +45,8 @@ def sampled() -> list[Measured]:
     return found
 
 
-# Name of each number in the order of the functions above: (note's table, its tolerance, an earlier 4-million sample, its
-# tolerance). A sampled bias is uncertain by 1.96 σ/√n (n = 10⁷ from memory for the note), a table by half its last digit.
+# Each number in the order of the functions above: the note's table, its tolerance, an earlier sample of 4 million, its
+# tolerance. A sampled bias is uncertain by 1.96 σ/√n (n = 10⁷, from memory, for the note), a table by half a digit.
 TABLE = {
     "μ = .1: bias of k1": (0.0, 0.0125, 0.0, 0.02),
     "μ = .1: bias of k2": (0.002, 0.001, 0.0019, 0.0014),

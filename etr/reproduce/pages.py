@@ -17,9 +17,10 @@ with this package's own functions: exact values and gradients (`etr.exact`), exp
 (`etr.oracles`), and the loss that trains (`etr.policy_loss`). `etr reproduce --all` makes the numbers; this page is
 generated from them ([reproduce.json](reproduce.json)).
 
-**How to read it.** *Given* is the published number with the uncertainty that its printed digits or its sample imply, or a
-bound. *Ours* has a 95 % interval where it rests on random draws. *Reproduced* means: they differ by no more than the
-two uncertainties together (√ of the sum of squares), or the whole interval lies on the right side of the bound.
+**How to read it.** *Given* is the published number with the uncertainty that its printed digits or its sample imply,
+or a bound. *Ours* has a 95 % interval where it rests on random draws. *Reproduced* means: they differ by no more than
+the two uncertainties together (√ of the sum of squares), or the whole interval lies on the right side of the bound.
+*Differs* means that the number is another one (✗) and the reason is known; *not reproduced*, that it is not.
 Evidence: ◐ the statement was seen, but not its proof or table; ○ the number is this project's own calculation, made
 before and independently of this code, or a constant from memory.
 """
@@ -46,6 +47,13 @@ def ours(measured: Measured) -> str:
     return f"{text} ± {measured.half_width:.2g}" if measured.half_width else text
 
 
+def reasons(result: Result) -> list[str]:
+    """Why the numbers that are known to be others are so; empty when all agree."""
+    names = [t.name for t, agrees in zip(result.statement.published, result.agrees, strict=True) if not agrees]
+    known = result.statement.differs
+    return [f"{name}: {known[name]}" for name in names if name in known]
+
+
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Plain values, one entry per statement."""
     return [
@@ -59,7 +67,7 @@ def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
             "verdict": r.verdict,
             "seconds": round(r.seconds, 2),
             "note": r.statement.note,
-            "differs": r.statement.differs,
+            "differs": reasons(r),
             "numbers": [
                 {**t._asdict(), "ours": m.value, "half_width": m.half_width, "agrees": a}
                 for t, m, a in zip(r.statement.published, r.measured, r.agrees, strict=True)
@@ -95,7 +103,7 @@ def _statement(result: Result) -> str:
     s = result.statement
     mark = {"third-party": "◐", "reconstructed": "○"}[s.evidence]
     lines = [f"**{s.id}**: {s.text} *{mark} {s.source}.* **{result.verdict.capitalize()}.**"]
-    lines += [s.differs] if s.differs and result.verdict == "differs" else []
+    lines += reasons(result)
     lines += [s.note] if s.note else []
     lines += ["", "| | given | ours |", "|---|---|---|"]
     for t, m, a in zip(s.published, result.measured, result.agrees, strict=True):

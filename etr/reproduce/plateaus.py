@@ -17,7 +17,7 @@ from toy_envs import ExactModel
 
 STARTS, END = (0.01, 0.05, 0.2), 0.9
 TIMES = {0.01: (121.46, 25.03, 15.78), 0.05: (38.12, 13.59, 14.09), 0.2: (19.81, 8.33, 12.33)}
-NAMES = {"policy_gradient": "PG", "group_zscore": "GRPO", "log_success": "MaxRL"}
+NAMES: dict[population.Plateau, str] = {"policy_gradient": "PG", "group_zscore": "GRPO", "log_success": "MaxRL"}
 COIN = ExactModel(2, 1, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
 
 
@@ -46,7 +46,7 @@ def speed(theta: Tensor) -> Tensor:
 
 
 def closed_times() -> list[Measured]:
-    return exactly(*(population.plateau_time(kind, p, END) for p in STARTS for kind in population.PLATEAUS))
+    return exactly(*(population.plateau_time(kind, p, END) for p in STARTS for kind in NAMES))
 
 
 @cache

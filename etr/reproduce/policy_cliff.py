@@ -65,7 +65,7 @@ POLICY_CLIFF = (
          Target("gradient of J + τH there", 0.0, 1e-12, "<=")), soft_gaps,
     ),
     Statement(
-        "soft-lipschitz", 7, "|Δπ|₁ ≤ |Δr|∞/τ: continuous, at the price of randomness.", "derived here", "reconstructed",
-        (Target("largest |Δπ|₁ τ/|Δr|∞", 1.0, relation="<="),), lipschitz,
+        "soft-lipschitz", 7, "|Δπ|₁ ≤ |Δr|∞/τ: continuous, at the price of randomness.", "derived here",
+        "reconstructed", (Target("largest |Δπ|₁ τ/|Δr|∞", 1.0, relation="<="),), lipschitz,
     ),
 )  # fmt: skip

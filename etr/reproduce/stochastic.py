@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from etr.reproduce.base import Z95, Measured, Statement, Target, exactly
+from etr.reproduce.base import Measured, Statement, Target, exactly, mean_with_error
 
 ARMS = (0.9, 0.6, 0.3, 0.1)
 STEPS = (0.1, 1.0)
@@ -42,7 +42,7 @@ def decay() -> list[Measured]:
     ratio = MARKS[-1] * gap[0, :, -1] / (MARKS[0] * gap[0, :, 0].mean())
     slopes = (least[..., -1] / least[..., 0]).log10()
     worst = slopes.median(-1).values.min()
-    return [Measured(float(ratio.mean()), Z95 * float(ratio.std()) / RUNS**0.5), *exactly(float(worst))]
+    return [mean_with_error(ratio), *exactly(float(worst))]
 
 
 def regrets() -> list[Measured]:

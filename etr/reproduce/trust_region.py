@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from etr import exact
 from etr.oracles.divergences import kl_new_to_old, total_variation
-from etr.reproduce.base import Measured, Statement, Target, exactly
+from etr.reproduce.base import Measured, Statement, Target, exactly, one_of_many
 from toy_envs import ExactModel
 
 MDPS, STATES, ACTIONS, DISCOUNTS = 500, 4, 3, (0.5, 0.9)
@@ -22,16 +22,15 @@ def induced(policy: Tensor, transitions: Tensor, rewards: Tensor) -> tuple[Tenso
     return torch.einsum("msa,msat->mst", policy, transitions), (policy * rewards).sum(-1)
 
 
-def surrogate_errors(discount: float) -> Tensor:
-    """|J(π') − L_π(π')| / (4 ε γ α²/(1−γ)²), one per MDP; α = max_s TV, ε = max |A|, uniform start state."""
-    rng = torch.Generator().manual_seed(0)
+def surrogate_errors(discount: float, seed: int) -> Tensor:
+    """|J(π') − L_π(π')| / (4 ε γ α²/(1−γ)²), one per MDP; α = max_s TV, ε = max |A|, always the same start state."""
+    rng = torch.Generator().manual_seed(seed)
     transitions = softmax_rows(rng, MDPS, STATES, ACTIONS, STATES)
     rewards = torch.rand(MDPS, STATES, ACTIONS, generator=rng, dtype=torch.float64)
     logits = torch.randn(MDPS, STATES, ACTIONS, generator=rng, dtype=torch.float64)
-    size = torch.rand(MDPS, 1, 1, generator=rng, dtype=torch.float64)  # from tiny steps to large ones
-    step = size * torch.randn(logits.shape, generator=rng, dtype=torch.float64)
+    step = 0.5 * torch.randn(logits.shape, generator=rng, dtype=torch.float64)
     old, new = logits.softmax(-1), (logits + step).softmax(-1)
-    eye, start = torch.eye(STATES, dtype=torch.float64), torch.full((STATES,), 1 / STATES, dtype=torch.float64)
+    eye, start = torch.eye(STATES, dtype=torch.float64), torch.eye(STATES, dtype=torch.float64)[0]
     move, pay = induced(old, transitions, rewards)
     value = torch.linalg.solve(eye - discount * move, pay)
     advantage = rewards + discount * torch.einsum("msat,mt->msa", transitions, value) - value.unsqueeze(-1)
@@ -41,11 +40,15 @@ def surrogate_errors(discount: float) -> Tensor:
     true = torch.linalg.solve(eye - discount * new_move, new_pay) @ start
     alpha = ((new - old).abs().sum(-1) / 2).amax(-1)
     bound = 4 * advantage.abs().amax((-2, -1)) * discount * alpha**2 / (1 - discount) ** 2
-    return (true - surrogate).abs() / bound
+    shares: Tensor = (true - surrogate).abs() / bound
+    return shares
 
 
 def bound_shares() -> list[Measured]:
-    return exactly(*(float(surrogate_errors(discount).max()) for discount in DISCOUNTS))
+    """The largest share of the bound ever, and in each of 20 searches over 500 MDPs and both discounts."""
+    searches = [torch.stack([surrogate_errors(d, seed).max() for d in DISCOUNTS]).max() for seed in range(20)]
+    largest = torch.stack(searches)
+    return [*exactly(float(largest.max())), one_of_many(largest)]
 
 
 def pinsker() -> list[Measured]:
@@ -61,7 +64,7 @@ def pinsker() -> list[Measured]:
 
 
 def bandit_surrogate() -> list[Measured]:
-    """Largest |J(π') − L_π(π')| of 1000 bandits, L = J(π) + Σ_a π'_a A_a, and the same on a token tree of two levels."""
+    """Largest |J(π') − L_π(π')| of 1000 bandits, L = J(π) + Σ_a π'_a A_a, and of 1000 trees of two tokens."""
     found = []
     for horizon in (1, 2):
         rng = torch.Generator().manual_seed(horizon)
@@ -76,15 +79,19 @@ def bandit_surrogate() -> list[Measured]:
 TRUST_REGION = (
     Statement(
         "surrogate-bound", 6, "|J(π') − L_π(π')| ≤ 4εγα²/(1−γ)², α = max_s TV, ε = max |A|.", "1502.05477, from memory",
-        "reconstructed", (Target("largest share of the bound, γ = .5", 1.0, relation="<="),
-                          Target("largest share of the bound, γ = .9", 1.0, relation="<=")), bound_shares,
-        note="500 random MDPs of 4 states and 3 actions. An earlier search found 8.7 %; a maximum over random draws "
-        "depends on how they are drawn.",
+        "reconstructed",
+        (Target("largest share of the bound", 1.0, relation="<="),
+         Target("the same in one search of 500", 0.087, 5e-4)),
+        bound_shares,
+        note="Random MDPs of 4 states and 3 actions, γ .5 and .9. How the earlier search drew was not recorded; "
+        "guessed: softmax of normal logits throughout, steps ~ N(0, .25), rewards ~ U(0, 1), one start state. Our "
+        "interval is where 95 % of such searches end.",
     ),
     Statement(
         "pinsker", 6, "Pinsker: TV² ≤ KL/2.", "textbook", "reconstructed",
-        (Target("largest TV²/(KL/2)", 1.0, relation="<="), Target("tight: the same, earlier search .9993", 0.999, relation=">=")),
-        lambda: pinsker() * 2,
+        (Target("largest TV²/(KL/2)", 1.0, relation="<="),
+         Target("the same: the bound is tight", 0.9993, relation=">=")),
+        lambda: pinsker() * 2, note="An earlier search came to .9993; a longer one comes closer to 1.",
     ),
     Statement(
         "bandit-surrogate", 6, "In a bandit (γ = 0) the surrogate is exact; in a token tree it is not.", "derived here",
