@@ -56,7 +56,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "eps_max": (0.0, 1.0),
     "beta": (0.0, math.inf),
     "dual_clip": (1.0, math.inf),
-    "micro": (0.0, 1.0),  # beyond these two a scale could turn negative
+    "micro": (0.0, 1.0),  # beyond these a scale could turn negative
+    "surprise": (0.0, 1.0),
     "macro": (0.0, 2.0),
     "length": (1, math.inf),
 }

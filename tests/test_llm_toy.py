@@ -85,7 +85,9 @@ def taught(settings: WarmUp) -> torch.Tensor:
     lessons = [load_task(name, size=30, split="train").items for name in TOY_TASKS]
     tokenizer = small.character_tokenizer(CHARACTERS)
     model = small.random_llama(tokenizer, settings.seed)
-    warm_up(model, tokenizer, lessons, settings)
+    threads: set[float] = set()
+    warm_up(model, tokenizer, lessons, settings, lambda rate: threads.add(torch.get_num_threads()))
+    assert threads == {1}
     return weights(model)
 
 

@@ -19,9 +19,8 @@ from etr.reproduce.pages import as_json, as_markdown, counts
 
 ROOT = Path(__file__).parent.parent
 BY_ID = {s.id: s for s in STATEMENTS}
-LONG = {"clip-entropies", "ray-components", "rate", "plateau-times-simulated"}
+LONG = {"clip-entropies"}
 QUICK = [pytest.param(s, id=s.id, marks=[pytest.mark.slow] if s.id in LONG else []) for s in select()]
-FULL = [s for s in STATEMENTS if not s.quick]
 
 
 @pytest.mark.parametrize("statement", QUICK)

@@ -41,6 +41,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "etr, macro only": ("etr", {"micro": 0.0}),
     "etr_implicit": ("etr_implicit", {}),
     "etr_proportional": ("etr_proportional", {}),
+    "etr_surprise": ("etr_surprise", {}),
 }
 ENVS = (
     "bandit-fixed-gap",

@@ -50,18 +50,16 @@ def reproduce(
 
 
 def print_results(results: Sequence[Result]) -> None:
-    """One row per statement, one line per number."""
+    """A row for every statement, followed by one for each of its numbers."""
     rows = []
     for r in results:
         s = r.statement
-        named = [f"{t.name}: {given(t)}" for t in s.published]
-        values = [ours(m) + ("" if a else " ✗") for m, a in zip(r.measured, r.agrees, strict=True)]
         verdict = f"[{COLOURS[r.verdict]}]{r.verdict}[/]"
-        reason = "".join(f"\n{escape(reason)}" for reason in reasons(r))
-        numbers = "\n".join(escape(name) for name in named)
-        row = [str(s.section), f"[bold]{s.id}[/bold]\n{escape(s.text)}{reason}", numbers, "\n".join(values)]
-        rows.append([*row, verdict, f"{r.seconds:.1f}"])
-    header = ["§", "statement", "published or derived", "ours", "verdict", "s"]
+        rows.append([f"[bold]{s.section} {s.id}[/bold]: {escape(s.text)}", "", "", verdict, f"{r.seconds:.1f} s"])
+        for t, m, a in zip(s.published, r.measured, r.agrees, strict=True):
+            rows.append([f"  {escape(t.name)}", given(t), ours(m), "" if a else "✗", ""])
+        rows += [[f"  [yellow]{escape(reason)}[/]", "", "", "", ""] for reason in reasons(r)]
+    header = ["statement", "published", "ours", "verdict", "time"]
     print_table("Reproduced statements", header, rows, counts(results) + ". Sources and notes: --page FILE.")
 
 

@@ -12,9 +12,9 @@ What this loop does, so that a ratio means what the papers say:
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,7 @@ from etr.llm.toy_tasks import TOY_LLAMA
 from etr.loss import check_batch
 from etr.objective import State
 from etr.recipe import OptimizerSettings, Recipe
-from etr.update import add_gradients, micro_batch, split
+from etr.update import add_gradients, split
 
 SUPPLIES = ("group", "binary_rewards", "rollout_log_probs")  # the batch's entropy is a report: it has no gradient
 LEARNING_RATES = {TOY_LLAMA: 3e-4}  # AdamW's, where the recipe names none
@@ -120,7 +120,8 @@ class Trainer:
         norm = torch.zeros(())
 
         def observe(part: Batch, out: LossOutput) -> None:
-            add(sums, {**out.metrics, **diagnostics.clipped(objective, part)})
+            for name, mean in {**out.metrics, **diagnostics.clipped(objective, part)}.items():
+                sums[name] = sums[name] + mean if name in sums else mean
 
         for update in range(settings.updates):
             self.optimizer.zero_grad()
@@ -144,11 +145,10 @@ class Trainer:
 
     def observe(self, rollout: Rollout, batch: Batch) -> dict[str, float]:
         """What the whole update did to entropy and regions (`etr.observatory`): one pass more, after the last step."""
-        objective, sums = self.recipe.objective, dict[str, Mean]()
         with torch.no_grad():
-            for rows in self.micro_batches(len(batch.log_probs)):
-                part = micro_batch(batch, rows, self.log_probs(rollout, rows)[0])
-                add(sums, observatory.observe(objective, part, part.entropy))
+            parts = [self.log_probs(rollout, rows)[0] for rows in self.micro_batches(len(batch.log_probs))]
+        after = dataclasses.replace(batch, log_probs=torch.cat(parts))
+        sums = observatory.observe(self.recipe.objective, after, batch.entropy)
         return {name: float(value) for name, value in observatory.read(sums).items()}
 
     def log_probs(self, rollout: Rollout, rows: slice) -> tuple[Tensor, Tensor]:
@@ -192,12 +192,6 @@ def report(rollout: Rollout, rewards: Tensor, batch: Batch, sums: dict[str, Mean
         "truncated": float((~rollout.finished).float().mean()),
         **values,
     }
-
-
-def add(sums: dict[str, Mean], parts: Mapping[str, Mean]) -> None:
-    """Add the sums of one micro-batch to those of the others."""
-    for name, mean in parts.items():
-        sums[name] = sums[name] + mean if name in sums else mean
 
 
 def stream(seed: int, step: int) -> int:

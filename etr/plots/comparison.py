@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from etr.plots.curves import entropy_reward_phase, learning_dashboard
+from etr.plots.environments import environment_answer
 from etr.plots.profiles import performance_profiles
 from etr.plots.regions import width_by_success_rate
 from etr.toy.compare import Comparison
@@ -23,6 +24,7 @@ def comparison_figures(result: Comparison) -> dict[str, Figure]:
         steps = next(iter(histories.values())).steps
         figures[f"{env}-curves"] = learning_dashboard(curves, steps, title=env)
         figures[f"{env}-phase"] = entropy_reward_phase(curves)
+        figures[f"{env}-answer"] = environment_answer(env, dict(histories))
         bounded = {r: (EDGES, h.width) for r, h in histories.items() if not bool(h.width.isinf().any())}
         if bounded:  # an objective without a region has no width to draw
             figures[f"{env}-width"] = width_by_success_rate(bounded)

@@ -10,6 +10,7 @@ from etr.reproduce import SECTIONS
 from etr.reproduce.base import SIGNS, Measured, Result, Target
 from etr.reproduce.unchecked import UNCHECKED
 
+ROUNDING = 1e-9
 HEADER = """# Theory, recomputed
 
 Statements about policy gradients, entropy, clipping, group advantages, trust regions and KL estimators, each recomputed
@@ -27,18 +28,18 @@ before and independently of this code, or a constant from memory.
 
 
 def number(value: float) -> str:
-    """Five significant digits, and small numbers as powers of ten.
+    """Five significant digits; one for what is left of a zero by rounding.
 
-    >>> number(0.00182617), number(1.0), number(3e-12)
-    ('0.0018262', '1', '3e-12')
+    >>> number(0.00182617), number(1.0), number(-3.3307e-16)
+    ('0.0018262', '1', '-3e-16')
     """
-    return f"{value:.5g}"
+    return f"{value:.5g}" if abs(value) > ROUNDING else f"{value:.1g}"
 
 
 def given(target: Target) -> str:
     """`0.826 ± 0.059`, `≤ 1`: a published number as text."""
     text = SIGNS[target.relation] + number(target.value)
-    return f"{text} ± {target.tolerance:.1g}" if target.tolerance and target.relation == "=" else text
+    return f"{text} ± {target.tolerance:.2g}" if target.tolerance and target.relation == "=" else text
 
 
 def ours(measured: Measured) -> str:
