@@ -122,7 +122,7 @@ def load_recipe(source: str | os.PathLike[str], overrides: Mapping[str, object] 
     elif text in list_objectives():
         recipe = Recipe(text, get(text))
     else:
-        hint = "; or give a .yaml file or module:Class"
+        hint = "; or give a .yaml file, module:Class or path/to/file.py:Class"
         raise InputError(unknown("recipe", text, list_objectives()) + hint)
     return recipe.replace(overrides or {})
 

@@ -283,13 +283,13 @@ def test_inputs_that_are_missing(name: str, fields: dict[str, object], what: str
 
 def test_a_trainer_refuses_at_the_start() -> None:
     @dataclass(frozen=True)
-    class NeedsEntropy(GRPO):
+    class NeedsTurns(GRPO):
         @property
         def needs(self) -> frozenset[str]:
-            return frozenset({"entropy"})
+            return frozenset({"turns"})
 
-    recipe = etr.Recipe("hungry", NeedsEntropy())
-    wanted = "needs the policy's entropy per token (entropy=...), which the toy trainer does not have"
+    recipe = etr.Recipe("hungry", NeedsTurns())
+    wanted = "needs the number of each token's turn (turns=...), which the toy trainer in this environment does not"
     refused(lambda: train(recipe, make_model("bandit-fixed-gap"), ToyConfig(iterations=1)), wanted)
 
 
@@ -318,5 +318,6 @@ def test_more_micro_batches_than_responses(parts: int) -> None:
 
 @pytest.mark.parametrize("field", ["iterations", "group_size", "seeds", "metrics_every"])
 def test_toy_settings_out_of_range(field: str) -> None:
-    settings: dict[str, Any] = {field: 0}
-    refused(lambda: ToyConfig(**settings).check(), f"{field} is 0; give at least {2 if field == 'group_size' else 1}")
+    least = {"group_size": 2, "metrics_every": 0}.get(field, 1)
+    settings: dict[str, Any] = {field: least - 1}
+    refused(lambda: ToyConfig(**settings).check(), f"{field} is {least - 1}; give at least {least}")

@@ -14,7 +14,7 @@ import pytest
 from etr.cli.reproduce import COMMANDS
 from etr.errors import InputError
 from etr.reproduce import SECTIONS, STATEMENTS, Measured, Result, Statement, Target, check, select
-from etr.reproduce.base import agrees, exactly, published
+from etr.reproduce.base import agrees, exactly, printed, published
 from etr.reproduce.pages import as_json, as_markdown, counts
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +46,11 @@ def test_the_registry() -> None:
         assert all(t.tolerance >= 0 for t in s.published), s.id
 
 
+def test_printed_numbers_are_uncertain_by_half_a_digit() -> None:
+    found = printed({"a": "1.10", "b": "-1.67e-5", "c": "35"})
+    assert [(t.value, t.tolerance) for t in found] == [(1.1, 0.005), (-1.67e-5, 5e-8), (35.0, 0.5)]
+
+
 def spoilt(statement: Statement, spoil: Callable[[Target], Target]) -> Result:
     """The statement with its first number made wrong."""
     first, *rest = statement.published
@@ -72,13 +77,13 @@ def test_a_spoilt_bound_is_not_reproduced(name: str) -> None:
 
 
 def test_agreement_takes_both_uncertainties_and_no_more() -> None:
-    target = Target("x", 1.0, 0.3)
-    assert agrees(target, Measured(1.5, 0.4)) and not agrees(target, Measured(1.5 + 1e-9, 0.4))
-    assert agrees(target, Measured(0.7)) and not agrees(target, Measured(0.7 - 1e-9))
+    target = Target("x", 1.0, 0.75)
+    assert agrees(target, Measured(2.25, 1.0)) and not agrees(target, Measured(2.25 + 1e-9, 1.0))
+    assert agrees(target, Measured(0.25)) and not agrees(target, Measured(0.25 - 1e-9))
     most = Target("x", 1.0, relation="<=")
-    assert agrees(most, Measured(0.9, 0.1)) and not agrees(most, Measured(0.9, 0.1 + 1e-9))
-    least = Target("x", 1.0, 0.1, ">=")
-    assert agrees(least, Measured(1.0, 0.1)) and not agrees(least, Measured(1.0, 0.1 + 1e-9))
+    assert agrees(most, Measured(0.75, 0.25)) and not agrees(most, Measured(0.75, 0.25 + 1e-9))
+    least = Target("x", 1.0, 0.25, ">=")
+    assert agrees(least, Measured(1.0, 0.25)) and not agrees(least, Measured(1.0, 0.25 + 1e-9))
     for relation in ("=", "<=", ">="):
         assert not agrees(Target("x", 1.0, 9.0, relation), Measured(math.nan))
         assert not agrees(Target("x", 1.0, 9.0, relation), Measured(1.0, math.nan))
@@ -112,7 +117,8 @@ def test_the_page_and_the_numbers_in_plain_values() -> None:
     assert "| b | 2 | 3 ✗ |" in page and "b: why" in page and page.count("**Reproduced.**") == 1
     plain = json.loads(json.dumps(as_json(results)))
     assert plain[2]["numbers"][0] == {
-        "name": "a", "value": 1.0, "tolerance": 0.0, "relation": "=", "ours": 5.0, "half_width": 0.0, "agrees": False,
+        "name": "a", "value": 1.0, "tolerance": 0.0, "relation": "=", "text": "",
+        "ours": 5.0, "half_width": 0.0, "agrees": False,
     }  # fmt: skip
 
 

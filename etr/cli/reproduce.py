@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.markup import escape
+from rich.table import Table
 
-from etr.cli.options import print_table, progress_bar
+from etr.cli.options import console, progress_bar
 from etr.files import atomic_write, to_json
 from etr.reproduce import Result, check, select
 from etr.reproduce.pages import as_json, as_markdown, counts, given, ours, reasons
@@ -37,8 +37,9 @@ def reproduce(
         step = start("statements", len(statements))
         for i, statement in enumerate(statements, 1):
             results.append(check(statement))
+            print_result(results[-1])
             step(i)
-    print_results(results)
+    console.print(f"{counts(results)}. Numbers: published, then ours. Sources and notes: --page FILE.")
     if json is not None:
         atomic_write(json, to_json(as_json(results), indent=1) + "\n")
     if page is not None:
@@ -49,18 +50,20 @@ def reproduce(
         raise SystemExit(1)
 
 
-def print_results(results: Sequence[Result]) -> None:
-    """A row for every statement, followed by one for each of its numbers."""
-    rows = []
-    for r in results:
-        s = r.statement
-        verdict = f"[{COLOURS[r.verdict]}]{r.verdict}[/]"
-        rows.append([f"[bold]{s.section} {s.id}[/bold]: {escape(s.text)}", "", "", verdict, f"{r.seconds:.1f} s"])
-        for t, m, a in zip(s.published, r.measured, r.agrees, strict=True):
-            rows.append([f"  {escape(t.name)}", given(t), ours(m), "" if a else "✗", ""])
-        rows += [[f"  [yellow]{escape(reason)}[/]", "", "", "", ""] for reason in reasons(r)]
-    header = ["statement", "published", "ours", "verdict", "time"]
-    print_table("Reproduced statements", header, rows, counts(results) + ". Sources and notes: --page FILE.")
+def print_result(result: Result) -> None:
+    """One statement with its verdict, and its numbers as a small table: name, published, ours."""
+    s, colour = result.statement, COLOURS[result.verdict]
+    head = f"[bold]{s.section} {s.id}[/bold]  [{colour}]{result.verdict}[/]  {result.seconds:.1f} s"
+    console.print(f"{head}\n{escape(s.text)}")
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 2))
+    for width in (44, 18, 22):
+        table.add_column(width=width, overflow="fold")
+    for t, m, a in zip(s.published, result.measured, result.agrees, strict=True):
+        table.add_row(escape(t.name), given(t), ours(m) + ("" if a else " [red]✗[/]"))
+    console.print(table)
+    for reason in reasons(result):
+        console.print(f"[yellow]{escape(reason)}[/]")
+    console.print()
 
 
 COMMANDS = {"reproduce": reproduce}

@@ -156,7 +156,7 @@ def _metric(runs: Mapping[str, Curves], metric: str) -> dict[str, Tensor]:
     return {name: metrics[metric] for name, metrics in runs.items()}
 
 
-def _check(curves: Curves, steps: Sequence[int]) -> None:
+def _check(curves: Curves, steps: Sequence[float]) -> None:
     if not curves:
         raise InputError("there is no curve to draw; give at least one recipe")
     for name, values in curves.items():

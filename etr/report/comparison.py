@@ -24,6 +24,11 @@ PAIRS = (
     "difference. The last column is 'not settled' where the interval contains one half."
 )
 
+DIFFERENCES = (
+    "The first recipe minus another on the same seeds and random numbers: mean [95 % interval, pairs resampled]. The "
+    "verdict is by sign flips, corrected for the number of comparisons (Holm). Entropies are more or less, not better."
+)
+
 
 def sections(run: Path, source: str) -> list[Section]:
     """Scores, probabilities of improvement and pictures. Raises InputError for a missing or broken file."""
@@ -38,6 +43,8 @@ def sections(run: Path, source: str) -> list[Section]:
             source=source,
         )
         improvement = [Section("Probability of improvement", PAIRS, table=_pairs(pairs))] if pairs else []
+        paired = data.get("differences", [])  # a folder of an earlier version has none
+        improvement += [Section("Paired differences", DIFFERENCES, table=_differences(paired))] if paired else []
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"'{run / FILE}' is incomplete ({error}); repeat the comparison with --overwrite") from error
     return [scores, *improvement, Section("Training, step by step", figures=saved_pictures(run), details=folded(run))]
@@ -54,6 +61,15 @@ def _scores(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def _pairs(pairs: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     table = [[f"{p['recipe']} > {p['against']}", p["env"], p.get("metric", ""), _chance(p), _verdict(p)] for p in pairs]
     return ["pair", "environment", "measure", "probability", "reading"], table
+
+
+def _differences(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    table = [
+        [f"{r['recipe']} - {r['against']}", r["env"], r["metric"],
+         interval(r["difference"], r["low"], r["high"]), r["verdict"]]
+        for r in rows
+    ]  # fmt: skip
+    return ["pair", "environment", "measure", "difference", "verdict"], table
 
 
 def _chance(pair: Row) -> str:

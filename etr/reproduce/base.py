@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -25,6 +26,7 @@ class Target(NamedTuple):
     value: float
     tolerance: float = 0.0
     relation: Relation = "="
+    text: str = ""  # the number as it was printed, where that says how exact it is
 
 
 class Measured(NamedTuple):
@@ -102,13 +104,23 @@ def check(statement: Statement) -> Result:
     return Result(statement, measured, held, verdict, seconds)
 
 
-def published(values: dict[str, float], tolerance: float = 0.0, *, relative: float = 0.0) -> tuple[Target, ...]:
-    """Targets "=" of one tolerance, absolute or relative to each value.
+def published(values: Mapping[str, float], tolerance: float = 0.0) -> tuple[Target, ...]:
+    """Targets "=" of one tolerance."""
+    return tuple(Target(name, value, tolerance) for name, value in values.items())
 
-    >>> published({"gap": 0.5}, relative=0.01)
-    (Target(name='gap', value=0.5, tolerance=0.005, relation='='),)
+
+def printed(values: Mapping[str, str]) -> tuple[Target, ...]:
+    """Targets "=" from numbers as they were printed, uncertain by half a unit of their last digit.
+
+    >>> printed({"gap": "1.67e-5"})
+    (Target(name='gap', value=1.67e-05, tolerance=5e-08, relation='=', text='1.67e-5'),)
     """
-    return tuple(Target(name, value, tolerance + relative * abs(value)) for name, value in values.items())
+    return tuple(Target(name, float(text), half_unit(text), text=text) for name, text in values.items())
+
+
+def half_unit(text: str) -> float:
+    """Half a unit of the last digit of a printed number: 0.005 for "1.10"."""
+    return float(f"5e{int(Decimal(text).as_tuple().exponent) - 1}")
 
 
 def one_of_many(values: Tensor) -> Measured:

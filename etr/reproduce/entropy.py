@@ -10,7 +10,7 @@ from etr import exact
 from etr.oracles.entropy import entropy_change, entropy_discriminator, sampled_token_push
 from etr.oracles.estimator import gradient_moments
 from etr.oracles.fisher import natural_gradient
-from etr.reproduce.base import Measured, Statement, Target, exactly, mean_with_error, published
+from etr.reproduce.base import Measured, Statement, Target, exactly, mean_with_error, printed
 from toy_envs import ExactModel
 
 WORKED = (2.0, 0.0, 0.0, -1.0)
@@ -102,43 +102,45 @@ def rising_share() -> list[Measured]:
 ENTROPY = (
     Statement(
         "covariance", 2, "A logit step dz changes the entropy by −Cov_{a∼π}(log π_a, dz_a) + O(|dz|²).", "2505.22617",
-        "third-party", (Target("largest error against central differences", 0.0, 1e-7, "<="),), covariance,
+        "third-party", (Target("largest error against central differences", 1e-7, relation="<="),), covariance,
     ),
     Statement(
         "covariance-gradients", 2, "Policy gradient: dz = ηπA. Natural gradient: dz = ηA (up to a shift).",
         "2505.22617", "third-party",
-        (Target("largest error, policy gradient", 0.0, 1e-7, "<="),
-         Target("largest error, natural gradient", 0.0, 1e-7, "<="),
-         Target("natural gradient minus A, spread over arms", 0.0, 1e-12, "<=")), gradients,
+        (Target("largest error, policy gradient", 1e-7, relation="<="),
+         Target("largest error, natural gradient", 1e-7, relation="<="),
+         Target("natural gradient minus A, spread over arms", 1e-12, relation="<=")), gradients,
     ),
     Statement(
         "one-token", 2, "dz = ε e_k changes H by −ε S_k, S_k = π_k (H + log π_k); the sign flips at π_k = e^{−H}.",
         "2602.03392", "third-party",
-        (Target("largest error", 0.0, 1e-7, "<="), Target("tokens of the wrong sign", 0.0, relation="<=")), one_token,
+        (Target("largest error", 1e-7, relation="<="), Target("tokens of the wrong sign", 0.0, relation="<=")),
+        one_token,
     ),
     Statement(
         "sampled-token", 2, "dz = α(e_k − π) changes H by −α(S_k − E S), which has mean 0 under π.", "2602.03392",
         "third-party",
-        (Target("largest error", 0.0, 1e-7, "<="), Target("largest mean", 0.0, 1e-14, "<=")), sampled_token,
+        (Target("largest error", 1e-7, relation="<="), Target("largest mean", 1e-14, relation="<=")), sampled_token,
     ),
     Statement(
         "worked-number", 2, "Logits (2, 0, 0, −1): probabilities, entropy, S and the change of H per sampled token.",
         "2602.03392, worked here", "reconstructed",
-        published({"π_1": 0.757313, "π_2 = π_3": 0.102491, "π_4": 0.037704, "H": 0.801056, "S_1": 0.396134,
-                   "S_2 = S_3": -0.151372, "S_4": -0.093391, "E S": 0.265448, "e^{−H}": 0.448855,
-                   "dH_1": -0.130686, "dH_2 = dH_3": 0.416819, "dH_4": 0.358839}, 5.1e-7), worked_number,
+        printed({"π_1": "0.757313", "π_2 = π_3": "0.102491", "π_4": "0.037704", "H": "0.801056", "S_1": "0.396134",
+                   "S_2 = S_3": "-0.151372", "S_4": "-0.093391", "E S": "0.265448", "e^{−H}": "0.448855",
+                   "dH_1": "-0.130686", "dH_2 = dH_3": "0.416819", "dH_4": "0.358839"}), worked_number,
         note="dH_3 equals dH_2: the two tokens have one logit.",
     ),
     Statement(
         "random-reward-first-order", 2, "A reward that ignores the action moves the entropy by nothing at first order.",
         "2602.03392", "third-party",
-        (Target("|E g| of GRPO's first update, G = 4", 0.0, 1e-14, "<="), Target("its variance", 0.01, relation=">=")),
+        (Target("|E g| of GRPO's first update, G = 4", 1e-14, relation="<="),
+         Target("its variance", 0.01, relation=">=")),
         random_reward, note="Every group enumerated with the real loss. A single group does move the policy.",
     ),
     Statement(
         "rising-entropy", 2, "Over random states with binary arms the exact policy gradient raises entropy in 52 %.",
         "this project", "reconstructed",
-        (Target("share", 0.52, 0.005), Target("share, by symmetry", 0.5)), rising_share,
+        (*printed({"share": "0.52"}), Target("share, by symmetry", 0.5)), rising_share,
         note="How the states were drawn was not recorded: we take logits ~ N(0, 1) and fair binary arms that are not "
         "all equal. The point stands: collapse is no law of every state.",
         differs={"share": "Turning every fair reward round turns the gradient round, so the share is one half. 52 % of "

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from etr import exact
 from etr.oracles.fisher import natural_gradient
-from etr.reproduce.base import Measured, Statement, Target, exactly, published
+from etr.reproduce.base import Measured, Statement, Target, exactly, printed
 from toy_envs import ExactModel
 
 STEPS = 20_000
@@ -80,32 +80,33 @@ def read_off(at: Tensor, entropy: Tensor, reward: Tensor) -> Tensor:
     return values[right - 1] + share * (values[right] - values[right - 1])
 
 
+WHAT = ("a", "b", "R²", "ceiling b − a")
 PUBLISHED = {
-    4: (0.2125, 1.2133, 0.990, 1.0008),
-    16: (0.0620, 1.0612, 0.991, 0.9992),
-    64: (0.0158, 1.0138, 0.988, 0.9980),
+    4: ("0.2125", "1.2133", "0.990", "1.0008"),
+    16: ("0.0620", "1.0612", "0.991", "0.9992"),
+    64: ("0.0158", "1.0138", "0.988", "0.9980"),
 }
-WHAT = (("a", 5e-5), ("b", 5e-5), ("R²", 5e-4), ("ceiling b − a", 1e-4))
+NUMBERS = {f"K = {k}: {what}": text for k, row in PUBLISHED.items() for what, text in zip(WHAT, row, strict=True)}
 
 ENTROPY_REWARD = (
     Statement(
         "law", 3, "R = −a e^H + b, with the ceiling b − a at H = 0: one good arm of K, uniform start, policy gradient.",
         "2505.22617", "reconstructed",
-        tuple(Target(f"K = {arms}: {name}", value, tolerance * 1.01)
-              for arms, values in PUBLISHED.items() for (name, tolerance), value in zip(WHAT, values, strict=True)),
+        printed(NUMBERS),
         policy_fits, quick=False,
         note="The law is the paper's, the numbers are a simulation of this project whose settings were not recorded: "
-        "20 000 steps of 0.2 with every step one point of the fit give all twelve. Other settings move a by 1 %.",
+        "20 000 steps of 0.2, every step one point of the fit, give all twelve and were found by trying step sizes and "
+        "lengths until they did. Other settings move a by about 1 %.",
     ),
     Statement(
         "law-natural", 3, "The same with the natural gradient: nearly the same a.", "2505.22617", "reconstructed",
-        published({"K = 4: a": 0.2135, "K = 16: a": 0.0628, "K = 64: a": 0.0167}, 5.1e-5), natural_fits, quick=False,
+        printed({"K = 4: a": "0.2135", "K = 16: a": "0.0628", "K = 64: a": "0.0167"}), natural_fits, quick=False,
         note="20 000 steps of 0.02, found in the same way.",
     ),
     Statement(
         "law-caution", 3, "With one good arm R is a function of H alone, so independence of the algorithm is no test; "
         "with several good arms it is one, and fails.", "this project", "reconstructed",
-        (Target("one good arm: distance of R(H)", 0.0, 1e-3, "<="),
+        (Target("one good arm: distance of R(H)", 1e-3, relation="<="),
          Target("five good arms: distance of R(H)", 0.02, relation=">=")), same_curve,
         note="Policy gradient against natural gradient at equal entropy; five arms of 1, .9, .8, .7, .6 among ten.",
     ),

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from etr.reproduce import SECTIONS
-from etr.reproduce.base import SIGNS, Measured, Result, Target
+from etr.reproduce.base import SIGNS, Measured, Relation, Result, Target
 from etr.reproduce.unchecked import UNCHECKED
 
 ROUNDING = 1e-9
+PLUS: dict[Relation, str] = {"=": "±", "<=": "+", ">=": "−"}
 HEADER = """# Theory, recomputed
 
 Statements about policy gradients, entropy, clipping, group advantages, trust regions and KL estimators, each recomputed
@@ -21,31 +22,34 @@ generated from them ([reproduce.json](reproduce.json)).
 **How to read it.** *Given* is the published number with the uncertainty that its printed digits or its sample imply,
 or a bound. *Ours* has a 95 % interval where it rests on random draws. *Reproduced* means: they differ by no more than
 the two uncertainties together (√ of the sum of squares), or the whole interval lies on the right side of the bound.
-*Differs* means that the number is another one (✗) and the reason is known; *not reproduced*, that it is not.
+A statement without a number gets a bound of ours. *Differs* means that the number is another one (✗) and the reason is known; *not reproduced*, that it is not.
 Evidence: ◐ the statement was seen, but not its proof or table; ○ the number is this project's own calculation, made
 before and independently of this code, or a constant from memory.
 """
 
 
 def number(value: float) -> str:
-    """Five significant digits; one for what is left of a zero by rounding.
+    """Six significant digits; one for what is left of a zero by rounding.
 
     >>> number(0.00182617), number(1.0), number(-3.3307e-16)
-    ('0.0018262', '1', '-3e-16')
+    ('0.00182617', '1', '-3e-16')
     """
-    return f"{value:.5g}" if abs(value) > ROUNDING else f"{value:.1g}"
+    return f"{value:.6g}" if abs(value) > ROUNDING else f"{value:.1g}"
 
 
 def given(target: Target) -> str:
-    """`0.826 ± 0.059`, `≤ 1`: a published number as text."""
-    text = SIGNS[target.relation] + number(target.value)
-    return f"{text} ± {target.tolerance:.2g}" if target.tolerance and target.relation == "=" else text
+    """`0.462` as printed, `0.826 ± 0.059`, `≤ 1`, `≥ -1 − 0.1`: a published number or bound as text."""
+    text = target.text or SIGNS[target.relation] + number(target.value)
+    if target.text or target.tolerance < ROUNDING:
+        return text
+    return f"{text} {PLUS[target.relation]} {target.tolerance:.2g}"
 
 
 def ours(measured: Measured) -> str:
     """`0.895 ± 0.056` with a 95 % half-width, or the number alone."""
-    text = number(measured.value)
-    return f"{text} ± {measured.half_width:.2g}" if measured.half_width else text
+    if not measured.half_width:
+        return number(measured.value)
+    return f"{measured.value:.4g} ± {measured.half_width:.2g}"
 
 
 def reasons(result: Result) -> list[str]:
@@ -90,14 +94,17 @@ def counts(results: Sequence[Result]) -> str:
 def as_markdown(results: Sequence[Result]) -> str:
     """The page docs/results/theory.md."""
     parts = [HEADER, f"**{counts(results)}.**\n"]
+    for verdict in ("differs", "not reproduced"):
+        named = [f"* {r.statement.id}. {' '.join(reasons(r))}" for r in results if r.verdict == verdict]
+        parts += [f"{verdict.capitalize()}:\n", *named, ""] if named else []
     for section, title in SECTIONS.items():
         parts.append(f"## {section}. {title}\n")
         parts += [_statement(r) for r in results if r.statement.section == section]
         open_ones = [u for u in UNCHECKED if u.section == section]
-        parts += ["Not checked here:\n" if open_ones else ""]
+        parts += ["Not checked here:\n"] if open_ones else []
         parts += [f"* {u.text} ({u.source}): {u.why}." for u in open_ones]
         parts += [""] if open_ones else []
-    return "\n".join(part for part in parts if part is not None).rstrip() + "\n"
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def _statement(result: Result) -> str:

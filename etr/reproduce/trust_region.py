@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from etr import exact
 from etr.oracles.divergences import kl_new_to_old, total_variation
-from etr.reproduce.base import Measured, Statement, Target, exactly, one_of_many
+from etr.reproduce.base import Measured, Statement, Target, exactly, one_of_many, printed
 from toy_envs import ExactModel
 
 MDPS, STATES, ACTIONS, DISCOUNTS = 500, 4, 3, (0.5, 0.9)
@@ -81,7 +81,7 @@ TRUST_REGION = (
         "surrogate-bound", 6, "|J(π') − L_π(π')| ≤ 4εγα²/(1−γ)², α = max_s TV, ε = max |A|.", "1502.05477, from memory",
         "reconstructed",
         (Target("largest share of the bound", 1.0, relation="<="),
-         Target("the same in one search of 500", 0.087, 5e-4)),
+         *printed({"the same in one search of 500": "0.087"})),
         bound_shares,
         note="Random MDPs of 4 states and 3 actions, γ .5 and .9. How the earlier search drew was not recorded; "
         "guessed: softmax of normal logits throughout, steps ~ N(0, .25), rewards ~ U(0, 1), one start state. Our "
@@ -95,7 +95,7 @@ TRUST_REGION = (
     ),
     Statement(
         "bandit-surrogate", 6, "In a bandit (γ = 0) the surrogate is exact; in a token tree it is not.", "derived here",
-        "reconstructed", (Target("largest error, bandit", 0.0, 1e-14, "<="),
+        "reconstructed", (Target("largest error, bandit", 1e-14, relation="<="),
                           Target("largest error, tree of two tokens", 0.05, relation=">=")), bandit_surrogate,
     ),
 )  # fmt: skip
