@@ -192,7 +192,7 @@ def test_unknown_names() -> None:
     refused(lambda: aggregate(values, mask, "mean", 1.0), "unknown aggregation 'mean'")
     refused(lambda: kl(values, values, "k4"), "unknown kl kind 'k4'; did you mean", "Valid: k1, k2, k3")  # type: ignore[arg-type]
     refused(
-        lambda: load_recipe("ert"), "unknown recipe 'ert'; did you mean 'etr'?", "give a .yaml file or module:Class"
+        lambda: load_recipe("ert"), "unknown recipe 'ert'; did you mean 'etr'?", "give a .yaml file, module:Class or "
     )
     refused(lambda: load_env("bandit-spred"), "unknown environment 'bandit-spred'; did you mean 'bandit-spread'?")
 

@@ -133,9 +133,7 @@ def plane(data: dict[str, Any]) -> Figure:
             ends[axes].append(End(path["entropy"][-1], path["score"][-1], arm, color))
         axes.invert_xaxis()
         axes.set(title=env, xlabel="entropy (nats per token)", ylabel="score")
-    note = (
-        "Mean over seeds; training goes from left to right. Higher at one place: more reward for the entropy."
-    )
+    note = "Mean over seeds; training goes from left to right. Higher at one place: more reward for the entropy."
     return finish(figure, note, ends)
 
 

@@ -28,6 +28,8 @@ def train(
 
     A laptop example: etr train --recipe etr --model smollm2-135m --task arithmetic --set optimizer.updates=2
 
+    Within a minute: etr train --model toy-llama --task mod-arithmetic --prompts 16 --group-size 16 --steps 40
+
     Your own things: etr train --recipe my.yaml --model ./my-model --task questions.jsonl --max-new-tokens 64
 
     After Ctrl-C or a crash: etr train --resume runs/train-etr-20260101-120000
@@ -104,8 +106,9 @@ def eval_command(
     Example: etr eval --model runs/demo/llm/checkpoints/step-60 --task arithmetic --items 100
 
     Args:
-        model: smollm2-135m, a Hugging Face folder (a checkpoint of `etr train` is one) or hub id, or tiny-random.
-        task: arithmetic, a reasoning-gym dataset, or a .jsonl file with the keys prompt and answer.
+        model: smollm2-135m, a Hugging Face folder (a checkpoint of `etr train` is one) or hub id, tiny-random, or
+            toy-llama, which knows only copy-reverse and mod-arithmetic.
+        task: arithmetic, copy-reverse, mod-arithmetic, a reasoning-gym dataset, or a .jsonl file (prompt, answer).
         items: Held-out questions.
         samples: Answers sampled for each question.
         k: The k of pass@k, each at most `samples`.

@@ -21,7 +21,7 @@ def bench(what: Positional[Literal["toy", "loss"]], json: Path | None = None, th
     """Measure speed side by side in one run and print ratios. Examples: etr bench toy; etr bench loss --json loss.json
 
     Args:
-        what: toy: the toy trainer against the same in JAX and a Gymnasium loop. loss: each objective against a plain PPO.
+        what: toy: the toy trainer, the same in JAX, a Gymnasium loop. loss: each objective, a plain PPO.
         json: File to write the numbers to.
         threads: CPU threads that torch may use.
     """

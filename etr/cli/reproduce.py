@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from rich.markup import escape
 from rich.table import Table
+from tyro.conf import arg
 
 from etr.cli.options import console, progress_bar
 from etr.files import atomic_write, to_json
@@ -18,7 +20,10 @@ COLOURS = {"reproduced": "green", "differs": "yellow", "not reproduced": "red"}
 
 
 def reproduce(
-    all_: bool = False, section: int | None = None, json: Path | None = None, page: Path | None = None
+    all_: Annotated[bool, arg(name="all")] = False,
+    section: int | None = None,
+    json: Path | None = None,
+    page: Path | None = None,
 ) -> None:
     """Recompute published and derived statements: their number, ours with a 95 % interval, verdict.
 

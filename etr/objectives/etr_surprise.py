@@ -1,8 +1,8 @@
 """Surprise-elastic regions: more room where a move raises entropy, less where it lowers it.
 
-This project's own, no paper's. To first order a token's entropy contribution is −(log π + H)·(r − 1) (2505.22617 has the
-covariance, `etr.observatory` the identity): a right answer raises entropy if it was more surprising than the mean, a
-wrong one, on its way down, if it was less. So the width follows the sign of the advantage times the surprise:
+This project's own, no paper's. To first order a token's share in the entropy change is −(log π + H)·(r − 1) (2505.22617
+has the covariance, `etr.observatory` the identity): a right answer raises entropy if it was more surprising than the
+mean, a wrong one, on its way down, if it was less. So the width follows the sign of the advantage times the surprise:
 
     s_t = −log π_old(y_t),  s̄ = mean of s over the tokens of the batch with A ≠ 0
     ε_t = clamp(ε·(1 + λ·tanh(sign(A)·(s_t − s̄))), ε_min, ε_max)        for each bound

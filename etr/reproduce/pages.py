@@ -21,8 +21,9 @@ generated from them ([reproduce.json](reproduce.json)).
 
 **How to read it.** *Given* is the published number with the uncertainty that its printed digits or its sample imply,
 or a bound. *Ours* has a 95 % interval where it rests on random draws. *Reproduced* means: they differ by no more than
-the two uncertainties together (√ of the sum of squares), or the whole interval lies on the right side of the bound.
-A statement without a number gets a bound of ours. *Differs* means that the number is another one (✗) and the reason is known; *not reproduced*, that it is not.
+the two uncertainties together (√ of the sum of squares), or the whole interval lies on the right side of the bound;
+where a statement has no number the bound is ours. *Differs* means that the number is another one (✗) and the reason is
+known; *not reproduced*, that it is not.
 Evidence: ◐ the statement was seen, but not its proof or table; ○ the number is this project's own calculation, made
 before and independently of this code, or a constant from memory.
 """
