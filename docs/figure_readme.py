@@ -87,7 +87,7 @@ def draw_difference(axes: Axes, curves: Mapping[str, Tensor]) -> None:
     """The same as a difference from GRPO, seed by seed: on one scale the curves cannot be told apart."""
     bands(axes, {name: values - curves["grpo"] for name, values in curves.items()})
     label(axes, 10.6, 0.0125, f"GRPO with ε = {WIDER:g}", "wider", "left")
-    label(axes, 7, 0.0045, "ETR", "etr", "center")
+    label(axes, 8, 0.0022, "ETR", "etr", "center")
     label(axes, 10.6, -0.0015, "control: ETR's mean width for all", "grpo_wide", "left", "top")
     axes.set(xlabel="batches of answers", ylabel="gain over\nGRPO", ylim=(-0.006, 0.021), yticks=[0, 0.01, 0.02])
 
