@@ -76,14 +76,21 @@ def run(arms_and_cells: list[tuple[str, dict[str, Any]]], model: ExactModel, see
     return train_all([recipe_of(arm, cell) for arm, cell in arms_and_cells], model, config, Cache())
 
 
-def tuned(model: ExactModel) -> dict[str, dict[str, Any]]:
-    """The best cell of every arm by learning score; the tuning seeds are not those of the comparison."""
+def tuning(model: ExactModel) -> dict[str, list[dict[str, Any]]]:
+    """Each arm's cells with learning score and entropy at the last level; not on the seeds of the comparison."""
     jobs = [(arm, cell) for arm in ARMS for cell in GRID]
-    histories = run(jobs, model, TUNING_SEEDS, 100_000)
-    found = {(arm, i): 0.0 for arm in ARMS for i in range(len(GRID))}
-    for (arm, cell), history in zip(jobs, histories, strict=True):
-        found[arm, GRID.index(cell)] = float(stats.iqm(measure(history, model)["learning score"]))
-    return {arm: GRID[max(range(len(GRID)), key=lambda i: found[arm, i])] for arm in ARMS}
+    histories = dict(zip(range(len(jobs)), run(jobs, model, TUNING_SEEDS, 100_000), strict=True))
+    measures = {i: measure(history, model) for i, history in histories.items()}
+    best = max(float(stats.iqm(measures[i]["final score"])) for i, (arm, _) in enumerate(jobs) if arm == "grpo")
+    points: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    for i, (arm, cell) in enumerate(jobs):
+        score = model.score(histories[i].curves["reward"])
+        at = entropy_at(score, histories[i].curves["entropy"], max(0.02, SHARES[-1] * best))
+        reached = defined(at)
+        entropy = float(stats.iqm(reached)) if len(reached) > 0.9 * len(at) else None
+        learning = float(stats.iqm(measures[i]["learning score"]))
+        points[arm].append({"cell": cell, "learning score": learning, "entropy": entropy})
+    return points
 
 
 def interval(values: Tensor) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def difference(ours: Tensor, theirs: Tensor) -> dict[str, Any]:
     if x.shape[1] < 3:
         return {"mean": None, "low": None, "high": None, "p": None, "n": x.shape[1]}
     found = stats.paired_difference(x, y, Generator().manual_seed(0))
-    p = stats.sign_flip_p_value(x, y, Generator().manual_seed(0), samples=1999)
+    p = stats.sign_flip_p_value(x, y, Generator().manual_seed(0), samples=19_999)
     return {"mean": found.estimate, "low": found.low, "high": found.high, "p": p, "n": x.shape[1]}
 
 
@@ -138,8 +145,17 @@ def compare(histories: dict[str, History], model: ExactModel) -> dict[str, Any]:
 def save(results: dict[str, Any]) -> None:
     settings = {"seeds": SEEDS, "tuning seeds": TUNING_SEEDS, "grid": GRID, "arms": ARMS, "levels": SHARES}
     settings |= {"iterations": CONFIG.iterations, "sketch": [SKETCH_ENV, *SKETCH_STEPS]}
-    text = to_json({"settings": settings, **results, "environment": environment()})
+    text = to_json(rounded({"settings": settings, **results, "environment": environment()}))
     atomic_write(HERE / "which-etr.json", text + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Four digits say enough, and make the file half as long."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def main() -> None:
@@ -147,10 +163,11 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {"environments": {}, "sketch": {}}
     for env in ENVS:
         model = make_model(env)
-        best = tuned(model)
+        points = tuning(model)
+        best = {arm: max(rows, key=lambda row: row["learning score"])["cell"] for arm, rows in points.items()}
         histories = dict(zip(ARMS, run(list(best.items()), model, SEEDS, 0), strict=True))
         same = dict(zip(ARMS, run([(arm, best["grpo"]) for arm in ARMS], model, SEEDS, 0), strict=True))
-        found = {"cells": best, "tuned": compare(histories, model), "same cell": compare(same, model)}
+        found = {"cells": best, "tuning": points, "tuned": compare(histories, model), "same cell": compare(same, model)}
         results["environments"][env] = found
         save(results)
         print(env, best["grpo"], flush=True)

@@ -23,6 +23,8 @@ LEARNING, FINAL, MATCHED = "learning score", "final score", "entropy at 90% of g
 MEASURES = (LEARNING, FINAL, "entropy at 50% of grpo's score", "entropy at 75% of grpo's score", MATCHED)
 PLANE = ("bandit-spread", "bandit-near-tie", "noisy-light", "multi-mode-easy")
 SHOWN = ("grpo", "grpo, eps 0.3", "etr", "etr_proportional", "etr_surprise")
+NO_TASK = "random-half"  # its reward says nothing, so scores there are noise; it has a table of its own
+SLACK = 0.01  # of learning score that an arm may lose against GRPO's best cell to count as equally fast
 
 
 def cells(data: dict[str, Any], setting: str, measure: str) -> dict[tuple[str, str], dict[str, Any]]:
@@ -30,6 +32,7 @@ def cells(data: dict[str, Any], setting: str, measure: str) -> dict[tuple[str, s
     found = {
         (env, arm): dict(rows[measure]["minus grpo"])
         for env, result in data["environments"].items()
+        if env != NO_TASK
         for arm, rows in result[setting]["arms"].items()
         if arm != "grpo" and rows[measure]["minus grpo"]["mean"] is not None
     }
@@ -70,6 +73,8 @@ def by_environment(data: dict[str, Any], measure: str) -> str:
     table = cells(data, "tuned", measure)
     lines = ["| environment | grpo | " + " | ".join(f"`{arm}`" for arm in arms) + " |", "|---" * (len(arms) + 2) + "|"]
     for env, result in data["environments"].items():
+        if env == NO_TASK:
+            continue
         base = result["tuned"]["arms"]["grpo"][measure]["iqm"]
         texts = []
         for arm in arms:
@@ -77,6 +82,43 @@ def by_environment(data: dict[str, Any], measure: str) -> str:
             star = "" if cell is None or cell["holm"] >= 0.05 else "*"
             texts.append("–" if cell is None else f"{1000 * cell['mean']:+.1f}{star}")
         lines.append(f"| {env} | {'–' if base is None else f'{base:.3f}'} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def frontier(data: dict[str, Any]) -> str:
+    """Entropy at equal reward of each arm's best cell among those that learn as fast as GRPO's fastest."""
+    gains: dict[str, list[float]] = {arm: [] for arm in data["settings"]["arms"]}
+    for env, result in data["environments"].items():
+        points = result["tuning"]
+        fast = max(row["learning score"] for row in points["grpo"]) - SLACK
+        most = {
+            arm: max(
+                (r["entropy"] for r in rows if r["learning score"] >= fast and r["entropy"] is not None), default=None
+            )
+            for arm, rows in points.items()
+        }
+        for arm, value in most.items():
+            if env != NO_TASK and value is not None and most["grpo"] is not None:
+                gains[arm].append(value - most["grpo"])
+    lines = ["| arm | more entropy than GRPO, nats per token | in how many of the environments where it is as fast |"]
+    lines.append("|---|---|---|")
+    for arm, values in gains.items():
+        if arm != "grpo" and len(values) > 2:
+            mean = sum(values) / len(values)
+            error = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+            ends = f"[{mean - 1.96 * error:+.3f}, {mean + 1.96 * error:+.3f}]"
+            lines.append(f"| `{arm}` | {mean:+.3f} {ends} | {sum(v > 0 for v in values)} of {len(values)} |")
+    return "\n".join(lines)
+
+
+def no_task(data: dict[str, Any]) -> str:
+    """Entropy that is left after training on random rewards, every arm at GRPO's cell."""
+    rows = data["environments"][NO_TASK]["same cell"]["arms"]
+    lines = ["| arm | entropy after training | minus GRPO's |", "|---|---|---|"]
+    for arm, found in sorted(rows.items(), key=lambda item: item[1]["final entropy"]["iqm"]):
+        row, d = found["final entropy"], found["final entropy"]["minus grpo"]
+        lines.append(f"| `{arm}` | {row['iqm']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | "
+                     f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] |")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -107,13 +149,13 @@ def forest(data: dict[str, Any]) -> Figure:
             rows = [cell for (_, name), cell in table.items() if name == arm]
             mean, low, high = pooled(rows)
             color = objective_color("etr") if arm.startswith("etr") else objective_color("grpo")
-            axes.plot([low, high], [y, y], color=color)
-            axes.plot([mean], [y], "o", color=color)
+            axes.plot([1000 * low, 1000 * high], [y, y], color=color)
+            axes.plot([1000 * mean], [y], "o", color=color)
         axes.axvline(0, color="0.6", lw=0.8)
         axes.set(yticks=range(len(arms)), yticklabels=list(reversed(arms)) if place == 0 else [])
         axes.set(title=("Learning score, minus GRPO's", "Entropy at equal reward, minus GRPO's")[place])
-        axes.set(xlabel=("share of the way from uniform to optimal", "nats per token")[place])
-    n, seeds = len(data["environments"]), data["settings"]["seeds"]
+        axes.set(xlabel=("thousandths of the score", "thousandths of a nat per token")[place])
+    n, seeds = len(data["environments"]) - 1, data["settings"]["seeds"]
     note = f"Mean over {n} environments, every arm tuned alike, paired over {seeds} seeds; bars: 95 % intervals."
     return finish(figure, note, {})
 
@@ -146,6 +188,8 @@ def main() -> None:
         "same": summary(data, "same cell"),
         "learning": by_environment(data, LEARNING),
         "matched": by_environment(data, MATCHED),
+        "frontier": frontier(data),
+        "no task": no_task(data),
         "sketch": sketch(data),
     }
     for name, table in parts.items():
