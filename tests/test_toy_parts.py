@@ -172,6 +172,16 @@ def test_an_environment_without_an_input_refuses_the_objective() -> None:
         train(Recipe("nosy", Nosy(wanted="turns")), make_model("bandit"), SHORT)
 
 
+class Plus:
+    """A function with a constant of its own, like an update with its recipe."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + self.number
+
+
 # Compilation ----------------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +196,16 @@ def test_a_compiled_run_is_the_same_run(name: str) -> None:
     torch.testing.assert_close(fast.logits, plain.logits, rtol=1e-9, atol=1e-9)
     single = train(load_recipe(name), model, dataclasses.replace(SHORT, dtype="float32"))
     assert single.logits.dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_many_functions_of_a_process_can_be_compiled() -> None:
+    """More than the eight compilations that torch allows all of them together unless told otherwise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for number in range(10):
+            fast = compiling.compiled(Plus(number))
+            assert fast(torch.zeros(3)).eq(number).all()
 
 
 def test_what_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +262,23 @@ class Branching(GRPO):
     def region(self, batch: Any, log_ratio: Tensor) -> Any:
         first = float(torch.as_tensor(self.care).flatten()[0])
         return etr.regions.fixed(first * self.eps_low, self.eps_high, log_ratio)
+
+
+@dataclass(frozen=True)
+class Scaled(GRPO):
+    """A field of the advantage: a tensor `[R, 1, 1]` does not fit rewards `[R, B]`."""
+
+    care: float = 0.5
+
+    def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
+        return super().advantage(rewards, group_ids) * self.care
+
+
+def test_a_field_of_the_advantage_is_not_stacked() -> None:
+    assert stacked_objective([Scaled(care=0.1), Scaled(care=0.9)], 2) is None
+    recipes = [Recipe(f"care {care}", Scaled(care=care)) for care in (0.1, 0.9)]
+    for recipe, history in zip(recipes, train_together(recipes, make_model("bandit"), SHORT), strict=True):
+        torch.testing.assert_close(history.logits, train(recipe, make_model("bandit"), SHORT).logits)
 
 
 def test_what_would_be_wrong_is_not_stacked() -> None:

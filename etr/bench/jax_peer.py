@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 GROUP, UPDATES, RATE = 16, 4, 0.1
@@ -84,12 +83,3 @@ def _adam(state: Any, gradient: Any) -> Any:
     second = 0.999 * second + 0.001 * gradient**2
     step = RATE * (first / (1 - 0.9**steps)) / (jnp.sqrt(second / (1 - 0.999**steps)) + 1e-8)
     return logits - step, first, second, steps
-
-
-def same_learning(success: Tensor, runs: int, iterations: int, invert: bool) -> float | None:
-    """Mean expected reward after training: the peer must learn what the original learns. None without JAX."""
-    train = peer(success, runs, iterations, invert)
-    if train is None:
-        return None
-    logits = torch.tensor([[[float(z) for z in row] for row in run] for run in train().tolist()])
-    return float((logits.softmax(-1) * success).sum(-1).mean())

@@ -16,18 +16,19 @@ def compiled(function: F) -> F:
 
     The failure is told once, as a warning with its reason, and changes nothing but the speed.
     """
-    fast = torch.compile(function, dynamic=False, fullgraph=True)
     chosen: list[Callable[..., Any]] = []
 
     def run(*args: Any) -> Any:
         if chosen:
             return chosen[0](*args)
         try:
+            # Isolated: else all functions of a process share one small budget of compilations.
+            fast = torch.compile(function, dynamic=False, fullgraph=True, isolate_recompiles=True)
             result = fast(*args)
             chosen.append(fast)
         except Exception as error:  # whatever a compiler raises: the plain function is always right
             result = function(*args)  # raises by itself if the arguments were at fault
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error.__cause__ or error).strip().partition("\n")[0]
             warnings.warn(f"could not compile, goes on uncompiled: {reason}", stacklevel=2)
             chosen.append(function)
         return result

@@ -15,7 +15,7 @@ from etr.groups import group_stats
 from etr.recipe import Recipe
 from toy_envs.model import ExactModel
 
-ALWAYS = ("group", "binary_rewards", "ref_log_probs", "rollout_log_probs", "entropy", "full_log_probs", "values")
+ALWAYS = ("group", "ref_log_probs", "rollout_log_probs", "entropy", "full_log_probs", "values")
 BLOCK, LEAST = 2**18, 2**12  # numbers drawn at a time, in all and of each seed: few calls, and flat memory
 
 
@@ -32,7 +32,8 @@ class Answers(NamedTuple):
 def supplies(model: ExactModel) -> list[str]:
     """The inputs that a batch from this environment can have; names of `etr.objective.NEEDS`."""
     given = {"turns": model.turns, "clusters": model.clusters, "components": model.components}
-    return [*ALWAYS, *(name for name, value in given.items() if value is not None)]
+    binary = ["binary_rewards"] if model.components is None else []
+    return [*ALWAYS, *binary, *(name for name, value in given.items() if value is not None)]
 
 
 def answer(model: ExactModel, logits: Tensor, draw: Tensor) -> Answers:

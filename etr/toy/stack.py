@@ -71,17 +71,24 @@ def _same_losses(objectives: Sequence[Objective], together: Objective) -> bool:
     """Does the stacked objective give every run the loss and the gradient of its own objective?"""
     batch = random_batch(objectives[0])
     try:
-        runs = _loss_and_gradient(together, _repeated(batch, len(objectives)))
+        runs = _results(together, _repeated(batch, len(objectives)))
     except (RuntimeError, TypeError, ValueError):  # "Boolean value of Tensor ... is ambiguous" and the like
         return False
-    alone = [_loss_and_gradient(o, _repeated(batch, 1)) for o in objectives]
-    return all(torch.allclose(torch.cat(a), b) for a, b in zip(zip(*alone, strict=True), runs, strict=True))
+    alone = [_results(o, _repeated(batch, 1)) for o in objectives]
+    joined = [torch.cat(parts) for parts in zip(*alone, strict=True)]
+    return all(a.shape == b.shape and torch.allclose(a, b) for a, b in zip(joined, runs, strict=True))
 
 
-def _loss_and_gradient(objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
+def _results(objective: Objective, batch: Batch) -> list[Tensor]:
+    """Advantages, state, loss and gradient of the runs of a batch."""
+    runs, responses = batch.log_probs.shape[:2]
+    rewards = torch.linspace(0, 1, responses, dtype=torch.float64).expand(runs, -1)
+    advantages = objective.advantage(rewards, torch.arange(responses) // 4)
+    state = objective.init_state((runs,), rewards.device)
     leaf = batch.log_probs.detach().requires_grad_()  # a leaf of its own for the gradient
     loss = policy_loss(objective, dataclasses.replace(batch, log_probs=leaf)).loss
-    return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]  # only compared
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    return [advantages, *(state[name] for name in sorted(state)), loss.detach(), gradient]  # only compared
 
 
 def _repeated(batch: Batch, runs: int) -> Batch:
