@@ -7,15 +7,18 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from etr.errors import InputError, unknown
 from etr.objective import Objective
 from etr.registry import find, get
 
 _FILES: dict[str, Path] = {}  # module -> the file that a reference named
+_MISTAKES = (ImportError, NameError, TypeError, ValueError, AttributeError)  # of a beginner, when the file is read
 
 
 def reference(objective: Objective) -> str:
@@ -39,11 +42,31 @@ def objective_from(name: str, fields: Mapping[str, object]) -> Objective:
 def import_name(text: str) -> object:
     """The object `module:Name` or `path/to/file.py:Name`; a module is looked for in the current folder first.
 
-    Raises InputError saying what is missing, or which line of the file is not Python.
+    Raises InputError saying what is missing, or which line of the file is not Python or fails.
     """
     source, _, attribute = text.rpartition(":")
+    module = _module(source, text)
+    if not hasattr(module, attribute):
+        raise InputError(f"{text}: " + unknown("name", attribute, _own(module)))
+    found: object = getattr(module, attribute)
+    return found
+
+
+def ask_for_class(path: str) -> NoReturn:
+    """Raise InputError for a file given without a name in it, saying which there are."""
+    own = ", ".join(_own(_module(path, path))) or "no class"
+    raise InputError(f"{path} is a whole file; write {path}:Class; it has {own}")
+
+
+def _own(module: ModuleType) -> list[str]:
+    """Names of what a module defines itself."""
+    return [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+
+
+def _module(source: str, text: str) -> ModuleType:
+    """The module of a reference's first part; `text` is the whole reference, for messages."""
     try:
-        module = _from_file(Path(source)) if source.endswith(".py") else _from_path(source)
+        return _from_file(Path(source)) if source.endswith(".py") else _from_path(source)
     except ModuleNotFoundError as error:
         if error.name != source:
             raise InputError(f"{text}: {source} itself needs '{error.name}', which is not installed") from None
@@ -52,13 +75,22 @@ def import_name(text: str) -> object:
         raise InputError(f"{text}: line {error.lineno} of '{error.filename}' is not Python ({error.msg})") from None
     except InputError as error:  # a clash of names, say, when the file registers its class
         raise InputError(f"{text}: {error}") from None
-    except (ValueError, TypeError) as error:  # an empty or relative module name
-        raise InputError(f"{text}: '{source}' is no module name ({error}); write module:Name") from None
-    if not hasattr(module, attribute):
-        own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]
-        raise InputError(f"{text}: " + unknown("name", attribute, own))
-    found: object = getattr(module, attribute)
-    return found
+    except _MISTAKES as error:
+        where = _last_line(source, error)
+        if where is None and isinstance(error, ValueError | TypeError):  # an empty or relative module name
+            raise InputError(f"{text}: '{source}' is no module name ({error}); write module:Name") from None
+        if where is None:
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        how = "mend the file" + ("; write @dataclass(frozen=True)" if "non-frozen" in what else "")
+        raise InputError(f"{text}: {where} fails ({what}); {how}") from None
+
+
+def _last_line(source: str, error: BaseException) -> str | None:
+    """The line of the source at which an error arose, or None if its code was not running."""
+    path = Path(source).resolve() if source.endswith(".py") else _found_by(source)
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path]
+    return f"'{source if source.endswith('.py') else path}' line {lines[-1]}" if lines else None
 
 
 def _from_path(name: str) -> ModuleType:

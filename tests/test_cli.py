@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from etr.cli import main
-from etr.cli.options import parse_assignments
+from etr.cli.options import parse_assignments, parse_grid
 from etr.errors import InputError
+from etr.runs import RunFolder
 
 SMALL = ("--seeds", "4", "--iterations", "6", "--group-size", "4")
 
@@ -145,7 +146,7 @@ def test_bench_prints_ratios_and_writes_json(
     from etr.bench import loss, toy
 
     monkeypatch.setattr("etr.cli.reports._pin", lambda threads: None)  # the other tests keep their cores
-    monkeypatch.setattr(toy.bench_toy, "__defaults__", (2, 1, 1))
+    monkeypatch.setattr(toy.bench_toy, "__defaults__", (2, 2, 1))
     monkeypatch.setattr(toy, "OURS", {"etr": {}})
     for slow in ("bench_growth", "bench_memory"):
         monkeypatch.setattr(toy, slow, lambda: [{"doubled": "runs", "x1": 1.0}])
@@ -185,6 +186,19 @@ def test_bench_prints_ratios_and_writes_json(
         (["sweep", "etr", "--random", "3", "--ranges", "micro=0:x"], ["--ranges got 'micro=0:x'", "low:high:log"]),
         (["sweep", "etr", "--random", "3", "--ranges", "micro=1:0"], ["give low < high"]),
         (["sweep", "etr", "--random", "3", "--ranges", "mirco=0:1"], ["unknown field", "did you mean 'micro'"]),
+        (["sweep", "etr", "--random", "3", "--ranges", "micro"], ["--ranges got 'micro'"]),
+        (["sweep", "etr", "--random", "-3", "--ranges", "micro=0:1"], ["--random is -3; give at least 1"]),
+        (["sweep", "etr", "--random", "3", "--ranges", "lr=0:1", "optimizer.lr=0:2"], ["--ranges", "one field"]),
+        (["sweep", "etr", "--random", "3", "--ranges", "lr=0:1", "optimizer.lr=0,2"], ["--ranges", "one field"]),
+        (["sweep", "etr", "--grid", "micro=0.1,"], ["--grid got 'micro=0.1,'", "field=value,value"]),
+        (["sweep", "etr", "--grid", "lr=0.1", "optimizer.lr=0.2"], ["'lr' and 'optimizer.lr'", "give it once"]),
+        (["sweep", "etr", "--grid", "micro=0,7"], ["ETR.micro is 7"]),
+        (["sweep", "etr", "--grid", "micro=0", "--env", "bandit", "bandit-spread"], ["one environment; name it once"]),
+        (["compare", "--env", "bandit", "bandit-spread"], ["'bandit' and 'bandit-spread' are one environment"]),
+        (["compare", "etr", "etr"], ["different names"]),
+        (["compare", "--policy", "prefx"], ["unknown policy", "did you mean 'prefix'"]),
+        (["toy", "--set", "optimizer.micro_batches=1000"], ["optimizer.micro_batches is 1000"]),
+        (["compare", "__init__.py"], ["there is no file '__init__.py'"]),
         (["toy", "--set", "beta=0.1", "--recipe", "cispo"], ["unknown field", "beta"]),
         (["report", "nowhere"], ["nowhere"]),
         (["train", "--model", "tiny-random", "--task", "arithmetix"], ["unknown task", "arithmetic"]),
@@ -202,6 +216,7 @@ def test_a_mistake_is_one_sentence(argv: list[str], parts: list[str], capsys: py
     assert "Traceback" not in err
     for part in parts:
         assert part in err
+    assert not list(Path().glob("runs/*/config.yaml"))  # nothing was begun
 
 
 def test_an_existing_run_is_not_touched(capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,6 +229,37 @@ def test_an_existing_run_is_not_touched(capsys: pytest.CaptureFixture[str]) -> N
     assert run(capsys, *argv, "--overwrite")[0] == 0
 
 
+@pytest.mark.parametrize("command", [("toy",), ("compare", "grpo"), ("sweep", "grpo", "--grid", "eps_high=0.1,0.2")])
+def test_an_unfinished_run_is_begun_again_in_its_folder(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = (*command, "--env", "tree-easy", *SMALL, "--out", "kept")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    module = "etr.cli.sweep" if command[0] == "sweep" else "etr.cli.toy"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.save", stop)
+        assert run(capsys, *argv)[0] == 130
+    assert Path("kept/config.yaml").exists() and run(capsys, *argv)[0] == 0
+    status, _, err = run(capsys, *argv)
+    assert status == 2 and "choose another --out or add --overwrite" in err and "--resume" not in err
+
+
+def test_another_kind_of_run_is_never_begun_again(capsys: pytest.CaptureFixture[str]) -> None:
+    RunFolder.create(Path("kept"), {"kind": "llm"}).close()
+    assert run(capsys, "toy", *SMALL, "--out", "kept")[0] == 2
+    assert "llm" in Path("kept/config.yaml").read_text()
+
+
+def test_a_file_without_a_class_is_asked_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "from etr.objectives.grpo import GRPO\nclass Mine(GRPO):\n    pass\nclass Other(GRPO):\n    pass\n"
+    Path("a_file_of_mine.py").write_text(text)
+    status, _, err = run(capsys, "compare", "a_file_of_mine.py", "grpo")
+    assert status == 2 and "write a_file_of_mine.py:Class; it has Mine, Other" in err
+
+
 def test_a_folder_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").write_text("in the way")
     status, _, err = run(capsys, "toy", *SMALL, "--out", "file/run")
@@ -224,6 +270,15 @@ def test_assignments_need_a_field_and_a_value() -> None:
     assert parse_assignments(["a=1", "b=none-such", "c=true"]) == {"a": 1, "b": "none-such", "c": True}
     with pytest.raises(InputError, match="field=value"):
         parse_assignments(["=1"])
+
+
+@pytest.mark.parametrize("pair", [("lr", "optimizer.lr"), ("objective.micro", "micro"), ("micro", "micro")])
+def test_a_field_is_given_once(pair: tuple[str, str]) -> None:
+    texts = [f"{name}=1" for name in pair]
+    for read in (parse_assignments, parse_grid):
+        with pytest.raises(InputError, match="one field; give it once"):
+            read(texts)
+    assert parse_assignments(["objective.x=1", "optimizer.x=2"]) == {"objective.x": 1, "optimizer.x": 2}
 
 
 def test_the_installed_command_runs() -> None:

@@ -107,6 +107,43 @@ def test_what_is_wrong_is_one_sentence(text: str, message: str) -> None:
     assert not {"typo", "needy", "clash"} & set(sys.modules)  # a second try starts afresh
 
 
+@pytest.mark.parametrize("source", ["mistaken.py", "mistaken"])
+@pytest.mark.parametrize(
+    ("mistake", "where", "parts"),
+    [
+        (
+            "@dataclass\nclass His(GRPO):\n    pass\n",
+            "@dataclass",
+            ["TypeError", "non-frozen", "write @dataclass(frozen=True)"],
+        ),
+        (
+            "@dataclass(frozen=True)\nclass His(GRPO):\n    x: list = []\n",
+            "@dataclass(frozen=True)",
+            ["ValueError: mutable"],
+        ),
+        ("from etr import no_such_thing\n", "from etr import no_such_thing", ["ImportError: cannot import name"]),
+        ("x = GRPPO\n", "x = GRPPO", ["NameError: name 'GRPPO' is not defined"]),
+        ("import etr\nx = etr.regions.fixd\n", "x = etr.regions.fixd", ["AttributeError", "fixd", "mend the file"]),
+    ],
+)
+def test_a_mistake_in_the_file_is_shown_at_its_line(source: str, mistake: str, where: str, parts: list[str]) -> None:
+    write("mistaken.py", extra=mistake)
+    lines = Path("mistaken.py").read_text().splitlines()
+    wrong = max(n for n, line in enumerate(lines, 1) if line == where)
+    with pytest.raises(InputError) as error:
+        load_recipe(f"{source}:Mine")
+    said = str(error.value)
+    assert said.startswith(f"recipe {source}:Mine: ") and f"mistaken.py' line {wrong} fails (" in said
+    assert all(part in said for part in parts) and "module name" not in said
+    assert "mistaken" not in sys.modules
+
+
+@pytest.mark.parametrize("text", [":Mine", ".relative:Mine"])
+def test_what_is_no_module_name_is_said(text: str) -> None:
+    with pytest.raises(InputError, match="is no module name"):
+        load_recipe(text)
+
+
 def test_an_error_of_the_file_itself_keeps_its_traceback() -> None:
     write("buggy.py", extra="1 / 0\n")
     with pytest.raises(ZeroDivisionError):

@@ -89,6 +89,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained() -> None:
         ([], ENVS, "at least one cell"),
         ([{"eps_high": -1}], ENVS, "GRPO.eps_high is -1"),
         ([{"eps_high": 0.1}], ["tree-esy"], "unknown environment"),
+        ([{"eps_high": 0.1}], ["tree-easy", "bandit", "bandit-spread"], "'bandit' and 'bandit-spread' are one"),
     ):
         with pytest.raises(InputError, match=message):
             sweep(GRPO, cells, envs, CONFIG, lambda done: pytest.fail("it trained"))  # type: ignore[arg-type]
@@ -189,7 +190,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return train_together(recipes, *rest)
 
     monkeypatch.setattr(cache, "train_together", spy)
-    monkeypatch.setattr(cache, "_at_once", lambda config: 2)
+    monkeypatch.setattr("etr.toy.together.RUNS", 2 * CONFIG.seeds)  # two recipes in a batch,
+    monkeypatch.setattr("etr.toy.together.cores", lambda: 1)  # one batch at a time
     return trained
 
 
@@ -217,7 +219,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, counted: list[str]) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         train_all(five, model, CONFIG, Cache(tmp_path), interrupt)
-    assert len(list(tmp_path.glob("*.npz"))) == 2  # the first two were stored before the next two began
+    assert len(list(tmp_path.glob("*.npz"))) == 2  # the first two were stored when they were finished
     counted.clear()
     done = train_all(five, model, CONFIG, Cache(tmp_path))
     assert counted == ["lr 0.3", "lr 0.4", "lr 0.5"]
@@ -225,7 +227,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, counted: list[str]) -> Non
     assert all(equal(a, b, 1e-9) for a, b in zip(done, fresh, strict=True))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other", "method"])
 def test_a_damaged_entry_is_trained_again(tmp_path: Path, counted: list[str], damage: str) -> None:
     model = make_model("bandit-fixed-gap")
     first = train_all(recipes(0.1), model, CONFIG, Cache(tmp_path))
@@ -233,7 +235,12 @@ def test_a_damaged_entry_is_trained_again(tmp_path: Path, counted: list[str], da
     content = bytearray(entry.read_bytes())
     if damage == "flip":
         content[len(content) // 2] ^= 255
-    entry.write_bytes({"cut": content[:-100], "flip": content, "empty": b"", "other": b"not an archive"}[damage])
+    if damage == "method":  # a compression that no zipfile knows
+        at = content.index(b"PK\x01\x02")
+        while at >= 0:
+            content[at + 10] = 99
+            at = content.find(b"PK\x01\x02", at + 1)
+    entry.write_bytes({"cut": content[:-100], "empty": b"", "other": b"not an archive"}.get(damage, bytes(content)))
     counted.clear()
     again = train_all(recipes(0.1), model, CONFIG, Cache(tmp_path))
     assert counted == ["lr 0.1"] and equal(again[0], first[0])

@@ -6,13 +6,14 @@ import dataclasses
 import itertools
 import math
 from statistics import fmean
+from typing import Any
 
 import pytest
 import torch
 
 from etr.errors import InputError
 from etr.recipe import load_recipe
-from etr.toy.compare import Comparison, compare, curve_rows, load_env
+from etr.toy.compare import Comparison, check_request, compare, curve_rows, load_env
 from etr.toy.config import ToyConfig
 from etr.toy.measures import MATCHED, MEASURES, entropy_at
 from toy_envs import make_model
@@ -104,8 +105,17 @@ def test_verdicts_are_corrected_for_the_number_of_comparisons_of_a_measure(compa
                 min(1, max(row["p"] * (len(family) - i) for i, row in enumerate(ranked[: rank + 1])))
             )
             up, down = words.get(what, ("more", "less"))
-            expected = "no difference seen" if row["p_holm"] > 0.05 else up if row["difference"] > 0 else down
+            unseen = "too few seeds to tell" if clearest(row) * len(family) > 0.05 else "no difference seen"
+            expected = unseen if row["p_holm"] > 0.05 else up if row["difference"] > 0 else down
             assert row["verdict"] == expected
+    seen = {row["verdict"] for row in comparison.differences}
+    assert {"too few seeds to tell", "no difference seen"} <= seen  # 5 seeds in one environment, 10 in both
+
+
+def clearest(row: dict[str, Any]) -> float:
+    """p of differences that are all alike: the share of sign flips that keep their sum, by counting all of them."""
+    n = row["n_pairs"] * (len(ENVS) if row["env"] == "all" else 1)
+    return fmean(abs(sum(signs)) == n for signs in itertools.product([1, -1], repeat=n))
 
 
 def test_a_rule_that_cannot_learn_is_worse_and_one_that_is_the_same_is_not() -> None:
@@ -152,6 +162,29 @@ def test_levels_are_scores(level: float) -> None:
 def test_two_seeds_are_too_few_for_an_interval() -> None:
     with pytest.raises(InputError, match="seeds is 2; an interval over seeds needs at least 3"):
         compare([load_recipe("etr")], ["tree-easy"], ToyConfig(seeds=2))
+
+
+@pytest.mark.parametrize(
+    ("recipes", "envs", "config", "message"),
+    [
+        (
+            ["etr"],
+            ["bandit", "bandit-spread"],
+            CONFIG,
+            "'bandit' and 'bandit-spread' are one environment; name it once",
+        ),
+        (["etr"], ["tree-easy"], dataclasses.replace(CONFIG, policy="linaer"), "did you mean 'linear'"),
+        (["etr"], ["tree-easy"], dataclasses.replace(CONFIG, seeds=0), "seeds is 0; give at least 1"),
+        (["turn_ppo"], ["tree-easy"], CONFIG, "which the toy trainer in 'tree-easy' does not have"),
+        (["etr", "etr"], ["tree-easy"], CONFIG, "different names"),
+    ],
+)
+def test_a_request_is_checked_before_anything_is_trained(
+    recipes: list[str], envs: list[str], config: ToyConfig, message: str
+) -> None:
+    for ask in (check_request, lambda *asked: compare(*asked[:3], level=asked[3])):
+        with pytest.raises(InputError, match=message):
+            ask([load_recipe(name) for name in recipes], envs, config, LEVEL)
 
 
 def test_probabilities_of_improvement(comparison: Comparison) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import threading
+import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +25,7 @@ from etr.toy.config import ToyConfig
 from etr.toy.policies import POLICIES, make_policy
 from etr.toy.rollout import rollout, supplies, uniforms
 from etr.toy.stack import stacked, stacked_objective
-from etr.toy.together import _jobs, train_together
+from etr.toy.together import _jobs, cores, train_together
 from etr.toy.train import train
 from etr.toy.update import Updater, new_learner, stepped
 from toy_envs import make_model
@@ -291,6 +295,71 @@ def test_what_would_be_wrong_is_not_stacked() -> None:
 def test_one_failing_recipe_ends_the_others() -> None:
     with pytest.raises(InputError, match="turns"):
         train_together([load_recipe("grpo"), Recipe("nosy", Nosy(wanted="turns"))], make_model("bandit"), SHORT)
+
+
+def test_settings_are_checked_before_they_are_used() -> None:
+    with pytest.raises(InputError, match="seeds is 0"):
+        train_together([load_recipe("grpo")], make_model("bandit"), dataclasses.replace(SHORT, seeds=0))
+
+
+def test_finished_recipes_are_handed_over_at_once_by_the_callers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is handed over before the second begins, which then fails."""
+    monkeypatch.setattr("etr.toy.together.cores", lambda: 1)
+    given: list[tuple[int, bool]] = []
+
+    def done(number: int, history: Any) -> None:
+        given.append((number, threading.current_thread() is threading.main_thread()))
+        assert history.steps[-1] == SHORT.iterations
+
+    with pytest.raises(InputError, match="turns"):
+        recipes = [load_recipe("grpo"), Recipe("nosy", Nosy(wanted="turns"))]
+        train_together(recipes, make_model("bandit"), SHORT, done=done)
+    assert given == [(0, True)]
+
+
+def test_an_error_of_a_late_recipe_ends_an_early_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etr.toy.together.cores", lambda: 2)
+    steps: list[int] = []
+
+    def progress(number: int, step: int) -> None:
+        steps.append(step)
+        time.sleep(0.01)  # the other one fails meanwhile
+
+    long = dataclasses.replace(SHORT, iterations=200)
+    with pytest.raises(InputError, match="turns"):
+        recipes = [load_recipe("grpo"), Recipe("nosy", Nosy(wanted="turns"))]
+        train_together(recipes, make_model("bandit"), long, progress)
+    assert len(steps) < 200
+
+
+def test_a_second_interruption_does_not_cut_the_ending_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etr.toy.together.cores", lambda: 2)
+    before = signal.getsignal(signal.SIGINT)
+    failed = threading.Event()
+
+    def progress(number: int, step: int) -> None:
+        if number == 1:
+            failed.set()
+            raise InputError("the first interruption")
+        failed.wait(10)
+        for _ in range(100):  # until the pool is being shut down
+            if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+                break
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+
+    with pytest.raises(BaseException) as error:  # noqa: PT011  (a KeyboardInterrupt would be the defect)
+        train_together([load_recipe("grpo"), load_recipe("gspo")], make_model("bandit"), SHORT, progress)
+    assert isinstance(error.value, InputError) and signal.getsignal(signal.SIGINT) is before
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 6}, raising=False)
+    assert cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores() == 1
 
 
 # Groups laid out one after the other ----------------------------------------------------------------------------------

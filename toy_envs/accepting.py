@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from toy_envs.checks import check_enumerable
+from toy_envs.checks import check_enumerable, check_table
 
 Tokens = Sequence[int]
 Accepting = Sequence[Collection[Tokens]]  # one collection of sequences per prompt
@@ -20,7 +20,16 @@ def draw_accepting(vocab_size: int, horizon: int, counts: Iterable[int], seed: i
 
     >>> draw_accepting(2, 2, [1, 3])
     [[(1, 1)], [(0, 0), (0, 1), (1, 1)]]
+
+    Raises ValueError for too many sequences to list, and for a count that is negative or more than there are.
     """
+    check_enumerable(vocab_size, horizon)
+    counts = list(counts)
+    for prompt, count in enumerate(counts):
+        if not 0 <= count <= vocab_size**horizon:
+            raise ValueError(
+                f"prompt {prompt} asks for {count} of {vocab_size**horizon} sequences; give a number from 0 to that"
+            )
     rng = random.Random(seed)  # only .random() is used: Python promises that sequence across versions
     sequences = list(product(range(vocab_size), repeat=horizon))
     return [sorted(sorted(sequences, key=lambda _: rng.random())[:count]) for count in counts]
@@ -31,7 +40,7 @@ def accepting_table(vocab_size: int, horizon: int, accepting: Accepting, name: s
 
     Raises ValueError for tables that are too large, no prompt, and sequences that no episode can write.
     """
-    check_enumerable(vocab_size, horizon)
+    check_table(len(accepting), vocab_size, horizon)
     if len(accepting) == 0:
         raise ValueError(f"{name} is empty; give one collection of sequences per prompt")
     table = torch.zeros([len(accepting)] + [vocab_size] * horizon, dtype=torch.float64)

@@ -85,7 +85,7 @@ class Bandit(ExactEnv[np.int64]):
     ## Arguments
     `success`: one list of probabilities per prompt, all of the same length. Ready-made (16 x 10):
     `Bandit.from_preset("spread")`; other sizes: `Bandit(spread(prompts=4, arms=3))`. Raises ValueError for
-    ragged lists and numbers outside [0, 1].
+    ragged lists, and for anything but numbers in [0, 1].
 
     ## References
     Contextual bandits: Lattimore & Szepesvári, Bandit Algorithms (2020), chapter 18.
@@ -108,7 +108,11 @@ class Bandit(ExactEnv[np.int64]):
                     f"prompt {prompt} has {len(row)} arms but prompt 0 has {len(rows[0])}; "
                     "give every prompt the same number of arms"
                 )
-        model = ExactModel(len(rows[0]), 1, torch.tensor(rows, dtype=torch.float64))
+        try:
+            table = torch.tensor(rows, dtype=torch.float64)
+        except (TypeError, ValueError):
+            raise ValueError("success holds something that is no number; give probabilities in [0, 1]") from None
+        model = ExactModel(len(rows[0]), 1, table)
         super().__init__(model, gymnasium.spaces.Discrete(model.prompts))
 
     def _observation(self) -> np.int64:

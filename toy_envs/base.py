@@ -14,6 +14,7 @@ from toy_envs.checks import unknown
 from toy_envs.model import ExactModel
 
 Obs = TypeVar("Obs")
+OPTIONS = ("prompt", "prefix")  # of `reset`
 
 
 class ExactEnv(gymnasium.Env[Obs, np.int64], ABC, Generic[Obs]):
@@ -76,9 +77,12 @@ class ExactEnv(gymnasium.Env[Obs, np.int64], ABC, Generic[Obs]):
         return self.model.score(value).item()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
-        """Start an episode; raises ValueError for a prompt or a prefix that does not exist."""
+        """Start an episode; raises ValueError for other options, and a prompt or prefix that does not exist."""
         super().reset(seed=seed)
         options = options or {}
+        for name in options:
+            if name not in OPTIONS:
+                raise ValueError(unknown("reset option", str(name), OPTIONS))
         prompt = options.get("prompt")
         self._prompt = int(self.np_random.integers(self.model.prompts) if prompt is None else prompt)
         if not 0 <= self._prompt < self.model.prompts:
@@ -103,7 +107,10 @@ class ExactEnv(gymnasium.Env[Obs, np.int64], ABC, Generic[Obs]):
         return self._observation(), reward, not self._running, False, self._info()
 
     def _checked_prefix(self, prefix: Sequence[int]) -> list[int]:
-        tokens = [int(token) for token in prefix]
+        try:
+            tokens = [int(token) for token in prefix]
+        except (TypeError, ValueError):
+            raise ValueError(f"prefix is {prefix!r}; give a list of tokens, for example [0]") from None
         if len(tokens) >= self.model.horizon or any(not 0 <= token < self.model.vocab_size for token in tokens):
             raise ValueError(
                 f"prefix {tokens} cannot be continued; give at most {self.model.horizon - 1} tokens "

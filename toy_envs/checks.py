@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+LARGEST_TABLE = 2**24  # numbers of a table of all prompts: 128 MiB in float64
 LARGEST = 6**6  # sequences per prompt: with 46,656 of them a table is still exact in milliseconds
 
 
@@ -28,6 +29,16 @@ def check_enumerable(vocab_size: int, horizon: int) -> None:
         raise ValueError(
             f"vocab_size {vocab_size} with horizon {horizon} has {vocab_size**horizon} sequences per prompt, too many "
             f"to enumerate; stay at {LARGEST} or below"
+        )
+
+
+def check_table(prompts: int, vocab_size: int, horizon: int) -> None:
+    """V^T sequences for each prompt, and all of them, must be few enough for a table."""
+    check_enumerable(vocab_size, horizon)
+    if prompts * vocab_size**horizon > LARGEST_TABLE:
+        raise ValueError(
+            f"{prompts} prompts with {vocab_size**horizon} sequences each need a table of "
+            f"{prompts * vocab_size**horizon} numbers; stay at {LARGEST_TABLE} or below"
         )
 
 

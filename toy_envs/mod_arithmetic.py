@@ -9,7 +9,7 @@ import torch
 
 from toy_envs.accepting import accepting_table
 from toy_envs.base import SequenceEnv
-from toy_envs.checks import check_enumerable
+from toy_envs.checks import check_table
 from toy_envs.model import ExactModel
 
 
@@ -56,7 +56,7 @@ class ModArithmetic(SequenceEnv):
         digits = 1
         while base**digits < modulus:
             digits += 1
-        check_enumerable(base, digits)
+        check_table(modulus**2, base, digits)
 
         def written(n: int) -> tuple[int, ...]:
             return tuple(n // base**place % base for place in reversed(range(digits)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from toy_envs.base import SequenceEnv
-from toy_envs.checks import check_enumerable, check_probabilities
+from toy_envs.checks import check_probabilities, check_table
 from toy_envs.model import ExactModel
 
 PROMPTS, BEST = 8, 0.95
@@ -58,7 +59,7 @@ class TwoStage(SequenceEnv):
     `accuracy`: V numbers in [0, 1] per prompt, one for each question; `keys`: the number (in base V) of the right
     reading for each question; `answer_length` 1 or more, A = V^answer_length. Ready-made, with 8 prompts: "easy"
     (4 questions and readings), "medium" (6) and "hard" (5 questions, 25 readings). Raises ValueError for ragged
-    lists, accuracies outside [0, 1] and keys outside the readings.
+    lists, an answer of no token, accuracies outside [0, 1] and keys outside the readings.
 
     ## References
     This project's own.
@@ -74,6 +75,8 @@ class TwoStage(SequenceEnv):
     def __init__(
         self, accuracy: Sequence[Sequence[float]], keys: Sequence[Sequence[int]], answer_length: int = 1
     ) -> None:
+        if answer_length < 1:
+            raise ValueError(f"answer_length is {answer_length}; give at least one token to answer with")
         sizes = {len(row) for row in [*accuracy, *keys]}
         if len(sizes) != 1 or len(accuracy) != len(keys):
             raise ValueError(
@@ -81,7 +84,7 @@ class TwoStage(SequenceEnv):
                 "give every prompt an accuracy and a key for each question"
             )
         vocab_size, answers = sizes.pop(), len(accuracy[0]) ** answer_length
-        check_enumerable(vocab_size, 1 + answer_length)
+        check_table(len(accuracy), vocab_size, 1 + answer_length)
         self.accuracy = torch.tensor([list(row) for row in accuracy], dtype=torch.float64)
         check_probabilities("accuracy", self.accuracy, (-1, vocab_size))
         right = torch.tensor([list(row) for row in keys])
@@ -101,4 +104,4 @@ class TwoStage(SequenceEnv):
         answers = self.model.success.shape[1] // self.model.vocab_size
         miss = (1 - self.accuracy) / answers
         hit = self.accuracy + miss
-        return torch.tensor(answers).log() + torch.xlogy(hit, hit) + (answers - 1) * torch.xlogy(miss, miss)
+        return math.log(answers) + torch.xlogy(hit, hit) + (answers - 1) * torch.xlogy(miss, miss)

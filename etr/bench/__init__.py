@@ -7,8 +7,19 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def paired(candidates: Mapping[str, Callable[[], object]], repeats: int, warm: bool = True) -> dict[str, list[float]]:
-    """Seconds of each candidate, `repeats` times in turn (A B A B ...), after one warm-up of each if `warm`.
+def timed(run: Callable[[], object], per: float = 1) -> Callable[[], float]:
+    """A candidate for `paired`: runs `run` and returns its seconds divided by `per`."""
+
+    def candidate() -> float:
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) / per
+
+    return candidate
+
+
+def paired(candidates: Mapping[str, Callable[[], float]], repeats: int, warm: bool = True) -> dict[str, list[float]]:
+    """What each candidate says that it took, `repeats` times in turn (A B A B ...); `warm`: after one call of each.
 
     Turns share whatever slows the machine down, so their ratios hold when absolute times do not.
     """
@@ -17,9 +28,7 @@ def paired(candidates: Mapping[str, Callable[[], object]], repeats: int, warm: b
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, candidate in candidates.items():
-            start = time.perf_counter()
-            candidate()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(candidate())
     return seconds
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from etr.batch import Batch
-from etr.bench import median_ratio, paired
+from etr.bench import median_ratio, paired, timed
 from etr.laws import random_batch
 from etr.loss import policy_loss
 from etr.objective import Objective
@@ -21,7 +21,8 @@ def bench_loss(rows: int = 64, tokens: int = 1024, repeats: int = 7) -> list[dic
     """Milliseconds of forward and backward for each objective, and the ratio to the hand-written loss."""
     batches = {name: llm_sized(get(name), rows, tokens) for name in list_objectives()}
     candidates = {name: lambda name=name: objective_step(get(name), batches[name]) for name in batches}
-    seconds = paired({"hand-written": lambda: hand_written_step(batches["ppo"]), **candidates}, repeats)
+    everyone = {"hand-written": lambda: hand_written_step(batches["ppo"]), **candidates}
+    seconds = paired({name: timed(step) for name, step in everyone.items()}, repeats)
     return [
         {
             "objective": name,
@@ -50,6 +51,7 @@ def llm_sized(objective: Objective, rows: int, tokens: int) -> Batch:
 
 
 def objective_step(objective: Objective, batch: Batch) -> None:
+    """Loss and gradient of one objective, as a trainer calls them."""
     leaf = batch.log_probs.detach().requires_grad_()  # a fresh leaf for each measurement
     policy_loss(objective, dataclasses.replace(batch, log_probs=leaf), check=False).loss.backward()
 

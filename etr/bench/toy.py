@@ -5,19 +5,19 @@ One run-iteration = 16 prompts x 10 arms, groups of 16, 4 updates of ETR with Ad
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from etr.batch import Batch
-from etr.bench import median_ratio, paired
+from etr.bench import median_ratio, paired, timed
 from etr.bench.jax_peer import peer
 from etr.groups import group_stats
 from etr.loss import policy_loss
@@ -27,6 +27,7 @@ from etr.toy.train import ToyConfig, train
 from etr.toy.update import LEARNING_RATES
 from toy_envs import make_model
 from toy_envs.bandit import Bandit, spread
+from toy_envs.model import ExactModel
 
 GROUP = 16
 OURS: dict[str, dict[str, Any]] = {
@@ -39,29 +40,36 @@ PEERS = {"jax, random.categorical": False, "jax, inverse sampling": True}
 
 
 def bench_toy(runs: int = 512, iterations: int = 20, repeats: int = 5) -> list[dict[str, Any]]:
-    """A row for each candidate: run-iterations per second, the same as a multiple of each peer's (median over
-    alternating turns), and how many seconds longer the first call takes (compilation)."""
+    """A row for each candidate: run-iterations per second once it runs, the same as a multiple of each peer's (median
+    over alternating turns), and how many seconds longer its first call took (compilation)."""
     recipe, model = load_recipe("etr"), make_model("bandit-spread")
     config = ToyConfig(iterations=iterations, seeds=runs, group_size=GROUP, metrics_every=iterations)
-    candidates: dict[str, Callable[[], object]] = {
-        name: partial(train, recipe, model, dataclasses.replace(config, **fields)) for name, fields in OURS.items()
+    work = runs * iterations
+    candidates: dict[str, Callable[[], float]] = {
+        name: partial(_steady, recipe, model, replace(config, **fields)) for name, fields in OURS.items()
     }
     peers = {name: peer(model.success, runs, iterations, invert) for name, invert in PEERS.items()}
-    candidates |= {name: run for name, run in peers.items() if run is not None}
-    candidates[LOOP] = lambda: step_loop(recipe, Bandit.from_preset("spread"), 2)
-    first = {name: _seconds(run) for name, run in candidates.items()}
-    work = dict.fromkeys(candidates, runs * iterations) | {LOOP: 2}
-    seconds = {name: [t / work[name] for t in times] for name, times in paired(candidates, repeats, warm=False).items()}
+    candidates |= {name: timed(run, work) for name, run in peers.items() if run is not None}
+    candidates[LOOP] = timed(lambda: step_loop(recipe, Bandit.from_preset("spread"), 2), 2)
+    first = {name: timed(candidate)() for name, candidate in candidates.items()}
+    seconds = paired(candidates, repeats, warm=False)
     others = [name for name in (*PEERS, LOOP) if name in seconds]
     return [
         {
             "what": name,
             "run-iterations/s": 1 / statistics.median(times),
-            "first call, extra s": first[name] - work[name] * statistics.median(times),
+            "first call, extra s": first[name] - (2 if name == LOOP else work) * statistics.median(times),
             **{f"x {other}": median_ratio(seconds[other], times) for other in others},
         }
         for name, times in seconds.items()
     ]
+
+
+def _steady(recipe: Recipe, model: ExactModel, config: ToyConfig) -> float:
+    """Seconds per run-iteration after the first iteration, in which a compiled run compiles."""
+    marks: list[float] = []
+    train(recipe, model, config, lambda step: marks.append(time.perf_counter()))
+    return (marks[-1] - marks[0]) / (config.seeds * (config.iterations - 1))
 
 
 def bench_growth(iterations: int = 10, repeats: int = 3) -> list[dict[str, Any]]:
@@ -70,7 +78,7 @@ def bench_growth(iterations: int = 10, repeats: int = 3) -> list[dict[str, Any]]
     rows = []
     for what in base:
         sizes = {factor: base | {what: base[what] * factor} for factor in (1, 2, 4)}
-        seconds = paired({str(k): _growth_run(size, iterations) for k, size in sizes.items()}, repeats)
+        seconds = paired({str(k): timed(_growth_run(size, iterations)) for k, size in sizes.items()}, repeats)
         milliseconds = {f"x{k}": 1000 * statistics.median(times) / iterations for k, times in seconds.items()}
         ratios = {f"x{b}/x{a}": median_ratio(seconds[b], seconds[a]) for a, b in (("1", "2"), ("2", "4"))}
         rows.append({"doubled": what, **milliseconds, **ratios})
@@ -96,12 +104,6 @@ def _growth_run(size: Mapping[str, int], iterations: int) -> Callable[[], object
     model = Bandit(spread(prompts=size["prompts"])).model
     config = ToyConfig(iterations, size["group"], size["runs"], metrics_every=iterations)
     return lambda: train(load_recipe("etr"), model, config)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def step_loop(recipe: Recipe, env: Bandit, iterations: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,17 +13,21 @@ from rich.table import Table
 
 from etr.errors import InputError
 from etr.recipe import Recipe, load_recipe
+from etr.references import ask_for_class
+from etr.runs import RunFolder, default_out, is_run, read_config
 
 console = Console(highlight=False)
 
 
 def recipe_with(source: str, assignments: Sequence[str]) -> Recipe:
     """A recipe with `field=value` assignments applied; values are read as YAML scalars."""
+    if source.endswith(".py"):
+        ask_for_class(source)
     return load_recipe(source, parse_assignments(assignments))
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, object]:
-    """`["micro=0.3"]` to `{"micro": 0.3}`. Raises InputError for anything else.
+    """`["micro=0.3"]` to `{"micro": 0.3}`. Raises InputError for anything else, and for a field given twice.
 
     >>> parse_assignments(["micro=0.3", "optimizer.lr=1e-5", "dual_clip=null"])
     {'micro': 0.3, 'optimizer.lr': 1e-05, 'dual_clip': None}
@@ -33,12 +37,13 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, object]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise InputError(f"--set got '{text}'; write field=value, for example micro=0.3")
+        check_new("--set", name, values)
         values[name] = _scalar(value)
     return values
 
 
-def parse_grid(assignments: Sequence[str]) -> dict[str, list[object]]:
-    """`["micro=0,0.5"]` to `{"micro": [0, 0.5]}`. Raises InputError for anything else.
+def parse_grid(assignments: Sequence[str], flag: str = "--grid") -> dict[str, list[object]]:
+    """`["micro=0,0.5"]` to `{"micro": [0, 0.5]}`. Raises InputError for anything else, and for a field given twice.
 
     >>> parse_grid(["micro=0,0.5", "optimizer.lr=1e-2"])
     {'micro': [0, 0.5], 'optimizer.lr': [0.01]}
@@ -46,10 +51,21 @@ def parse_grid(assignments: Sequence[str]) -> dict[str, list[object]]:
     values: dict[str, list[object]] = {}
     for text in assignments:
         name, equals, listed = text.partition("=")
-        if not (name and equals and listed):
-            raise InputError(f"--grid got '{text}'; write field=value,value, for example micro=0,0.25,0.5")
-        values[name] = [_scalar(value) for value in listed.split(",")]
+        items = listed.split(",")
+        if not (name and equals and all(item.strip() for item in items)):
+            raise InputError(f"{flag} got '{text}'; write field=value,value, for example micro=0,0.25,0.5")
+        check_new(flag, name, values)
+        values[name] = [_scalar(item) for item in items]
     return values
+
+
+def check_new(flag: str, name: str, given: Iterable[str]) -> None:
+    """Raise InputError if a field is given already, also under its other spelling: lr is optimizer.lr."""
+    section, _, field = name.rpartition(".")
+    for other in given:
+        first, _, same = other.rpartition(".")
+        if same == field and (first == section or "" in (first, section)):
+            raise InputError(f"{flag} got '{other}' and '{name}', which are one field; give it once")
 
 
 def _scalar(text: str) -> object:
@@ -63,9 +79,23 @@ def _scalar(text: str) -> object:
 
 def choose_out(out: Path | None, name: str) -> Path:
     """The given folder, or a new one under runs/."""
-    from etr.runs import default_out
-
     return out or default_out(name)
+
+
+def comparison_folder(out: Path | None, name: str, config: Mapping[str, object], overwrite: bool) -> RunFolder:
+    """The given folder, or a new one under runs/, open for a comparison; an unfinished one in it is begun again.
+
+    Raises InputError as `RunFolder.create` does.
+    """
+    path = choose_out(out, name)
+    if is_run(path) and not overwrite:
+        if (path / "comparison.json").exists() or read_config(path).get("kind") != "compare":
+            raise InputError(
+                f"'{path}' already holds a run; choose another --out or add --overwrite to replace it (finished runs "
+                "come from the cache)"
+            )
+        overwrite = True  # it was interrupted, and what it had trained is in the cache
+    return RunFolder.create(path, {"kind": "compare", **config}, overwrite=overwrite)
 
 
 @contextmanager

@@ -10,15 +10,25 @@ from typing import Annotated, Literal
 import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from etr.cli.options import choose_out, interval, parse_grid, print_table, progress_bar, recipe_with, show_report
+from etr.cli.options import (
+    check_new,
+    comparison_folder,
+    interval,
+    parse_grid,
+    print_table,
+    progress_bar,
+    recipe_with,
+    show_report,
+)
 from etr.cli.toy import Envs, Set, print_measures
 from etr.errors import InputError
 from etr.recipe import Recipe
 from etr.runs import RunFolder
 from etr.toy.cache import Cache
+from etr.toy.compare import check_request
 from etr.toy.config import ToyConfig
 from etr.toy.measures import LEVEL
-from etr.toy.sweep import Cell, Span, Sweep, grid_cells, random_cells, sweep
+from etr.toy.sweep import Cell, Span, Sweep, cell_recipes, grid_cells, random_cells, sweep
 from etr.toy.tables import write_results
 
 MOST_SHOWN = 10  # cells in the table and in the report; the files hold all
@@ -66,11 +76,11 @@ def sweep_command(
     loaded = recipe_with(recipe, set_)
     spans = parse_ranges(ranges)
     cells = choose_cells(loaded, grid, random, spans)
+    check_request(cell_recipes(loaded, cells), envs, config, level)  # before there is a folder
     cache = None if no_cache else Cache()
     record = {"recipe": loaded.as_dict(), "grid": list(grid), "random": random, "ranges": list(ranges)}
     settings = {"envs": list(envs), "settings": asdict(config), "level": level}
-    folder_name = choose_out(out, f"sweep-{loaded.name}")
-    with RunFolder.create(folder_name, {"kind": "compare", **record, **settings}, overwrite=overwrite) as folder:
+    with comparison_folder(out, f"sweep-{loaded.name}", {**record, **settings}, overwrite) as folder:
         with progress_bar() as start:
             moved = start(f"{len(cells)} cells", len(cells) * len(envs) * config.iterations)
             result = sweep(loaded, cells, envs, config, moved, cache, level)
@@ -84,6 +94,8 @@ def choose_cells(
     recipe: Recipe, grid: Sequence[str], random: int, spans: dict[str, Span | Sequence[object]]
 ) -> list[Cell]:
     """The cells of a grid or of a random search. Raises InputError unless it is one of the two."""
+    if random < 0:
+        raise InputError(f"--random is {random}; give at least 1")
     if bool(grid) == bool(random) or bool(random) != bool(spans):
         raise InputError("a sweep is --grid field=value,value or --random N --ranges field=low:high; give one of them")
     return grid_cells(parse_grid(grid)) if grid else random_cells(recipe, spans, random, seed=0)
@@ -100,8 +112,11 @@ def parse_ranges(texts: Sequence[str]) -> dict[str, Span | Sequence[object]]:
         field, _, given = text.partition("=")
         low, *rest = given.split(":")
         if not rest:
-            spans |= parse_grid([text])
+            found = parse_grid([text], "--ranges")
+            check_new("--ranges", field, spans)
+            spans |= found
             continue
+        check_new("--ranges", field, spans)
         try:
             high, *log = rest
             spans[field] = Span(float(low), float(high), {(): False, ("log",): True}[tuple(log)])
@@ -120,7 +135,6 @@ def save(folder: RunFolder, result: Sweep, what: str, logarithmic: Sequence[str]
     ranked = result.ranking(what)
     best = {row["recipe"] for row in ranked[:MOST_SHOWN]}
     rows = [row for name in (r["recipe"] for r in ranked) for row in result.rows if row["recipe"] == name in best]
-    folder.write_json("comparison.json", {"rows": rows, "improvement": []})
     folder.write_json("sweep.json", {"cells": result.cells, "rows": result.rows, "effects": result.effects})
     write_results(folder.path, result.seeds)
     figures = {"effects": field_effects([row for row in result.effects if row["metric"] == what], what)}
@@ -128,6 +142,7 @@ def save(folder: RunFolder, result: Sweep, what: str, logarithmic: Sequence[str]
     if len(cells[0]) > 1:
         figures["map"] = sweep_map(cells, [row["iqm"] for row in ranked], what, logarithmic=logarithmic)
     save_figures(figures, folder.figures)
+    folder.write_json("comparison.json", {"rows": rows, "improvement": []})  # last: it marks a finished run
 
 
 def print_sweep(result: Sweep, what: str, seeds: int, level: float) -> None:

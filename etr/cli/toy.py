@@ -10,10 +10,10 @@ from typing import Annotated
 import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from etr.cli.options import choose_out, interval, print_table, progress_bar, recipe_with, show_report
+from etr.cli.options import comparison_folder, interval, print_table, progress_bar, recipe_with, show_report
 from etr.runs import RunFolder
 from etr.toy.cache import Cache
-from etr.toy.compare import Comparison, compare, curve_rows
+from etr.toy.compare import Comparison, check_request, compare, curve_rows
 from etr.toy.config import ToyConfig
 from etr.toy.measures import LEVEL, MATCHED, MEASURES
 from etr.toy.tables import Row, write_results
@@ -91,10 +91,11 @@ def run(
     """Train, summarise, print, and leave a run folder with results, figures and a report."""
     torch.set_num_threads(1)  # the tensors are small: with more threads the hand-over costs more than the work
     loaded = [recipe_with(source, assignments) for source in recipes]
+    check_request(loaded, envs, config, level)  # before there is a folder
     cache = None if no_cache else Cache()
     settings = {"settings": asdict(config), "level": level}
     record = {"recipes": [r.as_dict() for r in loaded], "envs": list(envs), **settings}
-    with RunFolder.create(choose_out(out, name), {"kind": "compare", **record}, overwrite=overwrite) as folder:
+    with comparison_folder(out, name, record, overwrite) as folder:
         with progress_bar() as start:
             bars = lambda env, recipe: start(f"{recipe} on {env}", config.iterations)  # noqa: E731
             result = compare(loaded, envs, config, bars, cache, level)
@@ -109,11 +110,11 @@ def save(folder: RunFolder, result: Comparison) -> None:
     from etr.plots.files import save_figures
 
     summary = {"rows": result.rows, "improvement": result.improvement, "differences": result.differences}
-    folder.write_json("comparison.json", summary)
     write_results(folder.path, result.seeds)
     for step, row in curve_rows(result.histories):
         folder.log(step, row)
     save_figures(comparison_figures(result), folder.figures)
+    folder.write_json("comparison.json", summary)  # last: it marks a finished run
 
 
 def print_comparison(result: Comparison, seeds: int, level: float) -> None:
@@ -127,7 +128,8 @@ def print_comparison(result: Comparison, seeds: int, level: float) -> None:
         ]
         caption = (
             "Mean difference over pairs of one seed [95 % bootstrap interval]; p: sign-flip test, corrected by Holm "
-            "over all rows of the measure; verdict on the first recipe: 'no difference seen' where p is above 0.05."
+            "over all rows of the measure; verdict on the first recipe: 'no difference seen' where p is above 0.05, "
+            "'too few seeds to tell' where no result of so few pairs could bring it to 0.05."
         )
         header = ["pair", *where(None), "measure", "difference", "p", "verdict"]
         print_table("Paired differences on the same random numbers", header, rows, caption)

@@ -29,7 +29,10 @@ def law(function: Law) -> Law:
 
 
 def random_batch(objective: Objective, runs: tuple[int, ...] = (), noise: float = 0.3, seed: int = 0) -> Batch:
-    """A ragged off-policy batch in float64 with every input: 4 prompts, groups of 4, up to 5 tokens, 0/1 rewards."""
+    """A ragged off-policy batch in float64 with every input: 4 prompts, groups of 4, up to 5 tokens, 0/1 rewards.
+
+    The whole distribution is over 4 tokens, and entropy is its entropy; log-probs are drawn freely beside it.
+    """
     rng = torch.Generator().manual_seed(seed)
     rows, tokens = (*runs, 16), (*runs, 16, 5)
 
@@ -44,7 +47,7 @@ def random_batch(objective: Objective, runs: tuple[int, ...] = (), noise: float 
     )  # every group has signal, so that no law holds by A = 0 alone
     old = -normal(tokens).abs() - 0.1
     lengths = torch.randint(1, 6, rows, generator=rng)
-    return Batch(
+    batch = Batch(
         log_probs=old + noise * normal(tokens),
         old_log_probs=old,
         response_mask=torch.arange(5) < lengths.unsqueeze(-1),
@@ -52,7 +55,16 @@ def random_batch(objective: Objective, runs: tuple[int, ...] = (), noise: float 
         group=group_stats(rewards, ids),
         ref_log_probs=old + 0.2 * normal(tokens),
         rollout_log_probs=old + 0.01 * normal(tokens),
-        entropy=normal(tokens).abs(),
+    )
+    full = normal((*tokens, 4)).log_softmax(-1)
+    return dataclasses.replace(
+        batch,
+        full_log_probs=full,
+        entropy=-(full.exp() * full).sum(-1),
+        values=torch.rand(tokens, generator=rng, dtype=torch.float64),
+        turns=torch.randint(0, 2, tokens, generator=rng).cumsum(-1),
+        clusters=torch.randint(0, 3, rows, generator=rng),
+        components=torch.randint(0, 2, (*rows, 2), generator=rng).double(),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from etr.batch import Batch
+from etr.batch import TOKEN_FIELDS, Batch
 from etr.laws.base import LawBroken, close, holds, law, loss_and_gradient, random_batch, run
 from etr.objective import Objective
 from etr.registry import get
@@ -18,8 +18,11 @@ def padding_is_inert(objective: Objective) -> None:
     """3. NaN on padding changes no bit of loss or gradient."""
     batch = random_batch(objective)
     batch = dataclasses.replace(batch, advantages=batch.token_advantages.expand_as(batch.log_probs))
-    names = ("log_probs", "old_log_probs", "ref_log_probs", "rollout_log_probs", "entropy", "advantages")
+    names = (*TOKEN_FIELDS, "advantages")
     spoilt: dict[str, Any] = {n: torch.where(batch.response_mask, getattr(batch, n), torch.nan) for n in names}
+    assert batch.full_log_probs is not None  # a random batch has every input
+    kept = batch.response_mask.unsqueeze(-1)
+    spoilt["full_log_probs"] = torch.where(kept, batch.full_log_probs, torch.nan)
     got = loss_and_gradient(objective, dataclasses.replace(batch, **spoilt))
     for what, a, b in zip(("loss", "gradient"), got, loss_and_gradient(objective, batch), strict=True):
         holds(f"NaN on padding must not change the {what}", a == b, a)

@@ -111,17 +111,27 @@ class Trainer:
         return batch
 
     def update(self, rollout: Rollout, batch: Batch, step: int) -> tuple[dict[str, Mean], float]:
-        """K optimiser steps on the batch; metric sums of the last one, and its gradient norm before clipping."""
+        """K optimiser steps on the batch; metric sums of the last one, and its gradient norm before clipping.
+
+        Signal and noise are those of the first one: later gradients follow a policy that this batch has moved.
+        """
         objective, settings = self.recipe.objective, self.recipe.optimizer
         parameters = list(self.language_model.model.parameters())
         denominator = objective.denominator(batch.response_mask)
         limit = float("inf") if settings.max_grad_norm is None else settings.max_grad_norm
         sums: dict[str, Mean] = {}
         norm = torch.zeros(())
+        first: list[Tensor] = []  # norm of the gradient of the first micro-batch alone
 
         def observe(part: Batch, out: LossOutput) -> None:
             for name, mean in {**out.metrics, **diagnostics.clipped(objective, part)}.items():
                 sums[name] = sums[name] + mean if name in sums else mean
+
+        def observe_all(part: Batch, out: LossOutput) -> None:
+            if not first:
+                first.append(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            if last:
+                observe(part, out)
 
         for update in range(settings.updates):
             self.optimizer.zero_grad()
@@ -132,16 +142,32 @@ class Trainer:
                 lambda rows: self.log_probs(rollout, rows)[0],
                 denominator,
                 self.micro_batches(len(batch.log_probs)),
-                observe if last else None,
+                observe_all if last or not first else None,
             )
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            if update == 0:
+                signal = self.signal(first[0], norm, len(batch.log_probs))
             if not bool(torch.isfinite(norm)):
                 raise InputError(
                     f"the gradient is {float(norm)} at step {step}, and the weights are as after step {step - 1} or "
                     "part of this step; resume from the last checkpoint with a smaller optimizer.lr"
                 )
             self.optimizer.step()
-        return sums, float(norm)
+        return sums | signal, float(norm)
+
+    def signal(self, first: Tensor, whole: Tensor, size: int) -> dict[str, Mean]:
+        """Signal and noise of a gradient from its norm and that of its first micro-batch; NaN without equal pieces.
+
+        Pieces are independent only if each holds whole groups, and comparable only if equally many.
+        """
+        parts = self.micro_batches(size)
+        rows = {part.stop - part.start for part in parts}
+        n = len(parts) if len(rows) == 1 and rows.pop() % self.config.group_size == 0 else 1
+        squares = [norm.detach().double().square() for norm in (n * first, whole)]  # a report, not part of the loss
+        nothing = torch.tensor(torch.nan, dtype=torch.float64)
+        found = observatory.signal_from_norms(*squares, n) if n > 1 else (nothing, nothing)
+        names = ("gradient/signal", "gradient/noise")
+        return {name: Mean(value, torch.ones_like(value)) for name, value in zip(names, found, strict=True)}
 
     def observe(self, rollout: Rollout, batch: Batch) -> dict[str, float]:
         """What the whole update did to entropy and regions (`etr.observatory`): one pass more, after the last step."""

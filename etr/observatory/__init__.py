@@ -16,7 +16,7 @@ from etr.observatory.entropy import (
 from etr.observatory.exactly import exact_entropy_change
 from etr.observatory.observe import observe, read
 from etr.observatory.occupancy import SUCCESS_EDGES, effective_share, occupancy, pass_at_k
-from etr.observatory.signal import GradientSignal, gradient_signal, signal_from_norms
+from etr.observatory.signal import GradientSignal, gradient_signal, member_signal, signal_from_norms
 
 __all__ = [
     "PROBABILITY_EDGES",
@@ -30,6 +30,7 @@ __all__ = [
     "entropy_change",
     "exact_entropy_change",
     "gradient_signal",
+    "member_signal",
     "observe",
     "occupancy",
     "pass_at_k",

@@ -28,6 +28,7 @@ from etr.errors import InputError
 SIGNS = ("pos", "neg", "zero", "unsampled")  # of the advantage; the last: tokens that no response contains
 PROBABILITY_EDGES = (0.01, 0.1, 0.5, 0.9)  # inner boundaries of the bins of π_old(token)
 BINS = len(PROBABILITY_EDGES) + 1
+ROUNDING = 1e-9  # nats: a log π that is a boundary but for rounding, as under a uniform policy, counts as on it
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +102,9 @@ def entropy_change(
 
 def split(new: Tensor, old: Tensor, entropy: Tensor, weight: Tensor, sign: Tensor, clipped: Tensor) -> EntropySplit:
     """Weighted sums by cell of tokens `[*R, B, T]`: log π', log π, H, weight, place in `SIGNS`, clipped or not."""
-    edges = torch.tensor(PROBABILITY_EDGES, dtype=torch.float64, device=old.device)
-    cell = (sign * BINS + torch.bucketize(old.double().exp().contiguous(), edges)) * 2 + clipped
+    edges = torch.tensor(PROBABILITY_EDGES, dtype=torch.float64, device=old.device).log()
+    bins = torch.bucketize(old.double().contiguous() - ROUNDING, edges)
+    cell = (sign * BINS + bins) * 2 + clipped
     count = weight.sum((-2, -1))[..., None, None, None]
     empty = weight.new_zeros(*weight.shape[:-2], len(SIGNS) * BINS * 2)
     measured, predicted = (

@@ -66,8 +66,10 @@ def gradient_moments(
     logits: the current policy `[P, S, V]`; old_logits: the one that sampled the group, by default the same (the first
     update); ref_logits: the reference policy, by default the old one; advantage: by default the objective's own;
     verdict: P(the verifier says 1), `[P, V**T]`, by default the model's own; J is always that of the success.
-    Raises InputError when the groups are too many to enumerate, or the objective needs an input that a group of
-    answers with 0/1 rewards does not have.
+    Each group is a batch of its own: a statistic over the whole batch (grpo_wide, etr_surprise) is taken over that one
+    group, which is not what a batch of many prompts gives.
+    Raises InputError when the groups are too many to enumerate, or the objective needs values, turns, clusters or
+    components, which a group of answers with 0/1 rewards does not have.
     """
     old = logits if old_logits is None else old_logits
     ref = old if ref_logits is None else ref_logits

@@ -17,6 +17,7 @@ KINDS = {"compare": comparison.sections, "llm": llm.sections}
 def collect(folder: Path) -> list[Section]:
     """Sections for one run, or for all runs in a folder: comparisons first, and LLM runs side by side if several.
 
+    Among several runs, comparisons that were interrupted are left out: there is nothing to read in them.
     Raises InputError if the folder is missing, holds no run, or holds one that is broken or of an unknown kind.
     """
     if not folder.is_dir():
@@ -24,9 +25,11 @@ def collect(folder: Path) -> list[Section]:
     runs = find_runs(folder)
     if not runs:
         raise InputError(f"'{folder}' holds no run; give the folder of a run, or one that holds runs")
+    kinds = {run: _kind(run) for run in runs}
+    finished = [run for run in runs if kinds[run] != "compare" or (run / comparison.FILE).exists()]
     by_kind: dict[str, list[Path]] = {kind: [] for kind in KINDS}
-    for run in runs:
-        by_kind[_kind(run)].append(run)
+    for run in finished or runs[:1]:
+        by_kind[kinds[run]].append(run)
     sections = []
     for kind, paths in by_kind.items():
         for path in paths:

@@ -81,6 +81,7 @@ def end_entropies(seeds: int) -> Tensor:
 
 
 def start_and_ends(seeds: int) -> list[Measured]:
+    """Entropy at the start, and at the end of each range of `RANGES` with its standard error, nats."""
     ends = end_entropies(seeds)
     return [Measured(float(ends[0].mean())), *(mean_with_error(end) for end in ends[1:])]
 

@@ -37,6 +37,7 @@ def gaps(rewards: tuple[float, ...], start: tuple[float, ...], steps: int) -> Te
 
 
 def uniform(arms: int) -> tuple[float, ...]:
+    """The uniform policy over `arms` arms."""
     return (1 / arms,) * arms
 
 
@@ -61,6 +62,7 @@ def long_rates() -> list[Measured]:
 
 
 def plateau(steps: int, marks: tuple[int, ...]) -> list[Measured]:
+    """Gaps at the marks for K = 3 from the bad start."""
     curve = gaps(THREE, BAD_START, steps)
     return exactly(*(curve[t - 1].item() for t in marks))
 

@@ -29,11 +29,13 @@ def slope(logits: Tensor, step: Tensor) -> Tensor:
 
 
 def random_rows(count: int, arms: int, seed: int) -> tuple[Tensor, Generator]:
+    """Normal logits `[count, arms]`, and the generator that drew them."""
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(count, arms, generator=rng, dtype=torch.float64), rng
 
 
 def covariance() -> list[Measured]:
+    """Largest error of the covariance law along random steps, against central differences."""
     logits, rng = random_rows(2000, 8, 0)
     step = torch.randn(logits.shape, generator=rng, dtype=torch.float64)
     return exactly(float((entropy_change(logits, step) - slope(logits, step)).abs().max()))
@@ -63,6 +65,7 @@ def one_token() -> list[Measured]:
 
 
 def sampled_token() -> list[Measured]:
+    """Largest error of the push of a sampled token, and of its mean under the policy, which is 0."""
     logits, _ = random_rows(2000, 6, 3)
     found, probs = sampled_token_push(logits), logits.softmax(-1)
     numeric = torch.stack([slope(logits, unit - probs) for unit in torch.eye(6, dtype=torch.float64)], -1)
@@ -70,6 +73,7 @@ def sampled_token() -> list[Measured]:
 
 
 def worked_number() -> list[Measured]:
+    """Every number of the worked example: probabilities, entropy, pushes, their mean and the threshold e^{−H}."""
     logits = torch.tensor(WORKED, dtype=torch.float64)
     probs, pushes = logits.softmax(-1), entropy_discriminator(logits)
     height = entropy(logits)

@@ -39,6 +39,7 @@ def fit(entropy: Tensor, reward: Tensor) -> tuple[float, float, float]:
 
 
 def one_good_arm(arms: int) -> Tensor:
+    """Rewards of `arms` arms: 1 for the first, 0 for the others."""
     return (torch.arange(arms) == 0).double()
 
 

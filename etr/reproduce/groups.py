@@ -34,10 +34,12 @@ def shares(estimator: Estimator, p: float) -> list[float]:
 
 
 def unbiased() -> list[Measured]:
+    """Share of ∇J in the mean gradient with leave-one-out baselines, for each rate of `RATES`."""
     return exactly(*(share for p in RATES for share in shares(leave_one_out, p)))
 
 
 def including_itself() -> list[Measured]:
+    """The same with the mean of the whole group as baseline, at success rate 0.3."""
     return exactly(*shares(group_center, 0.3))
 
 

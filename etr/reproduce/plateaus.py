@@ -46,6 +46,7 @@ def speed(theta: Tensor) -> Tensor:
 
 
 def closed_times() -> list[Measured]:
+    """Closed-form plateau times of each method from each start."""
     return exactly(*(population.plateau_time(kind, p, END) for p in STARTS for kind in NAMES))
 
 

@@ -14,6 +14,7 @@ MDPS, STATES, ACTIONS, DISCOUNTS = 500, 4, 3, (0.5, 0.9)
 
 
 def softmax_rows(rng: Generator, *shape: int) -> Tensor:
+    """Random probabilities: the softmax of normal logits over the last dimension of `shape`."""
     return torch.randn(shape, generator=rng, dtype=torch.float64).softmax(-1)
 
 

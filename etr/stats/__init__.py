@@ -1,7 +1,7 @@
 """Floor 2: what a handful of seeds can and cannot say. All randomness comes from the generator handed in.
 
 Intervals are percentile bootstrap intervals: seeds (or items) are resampled within each environment. For interquartile
-means their simulated coverage is 94 to 96 % at a nominal 95 % from 8 seeds on, and 87 % with 4.
+means their simulated coverage at a nominal 95 % is 93 to 95 % from 8 seeds on, and 87 to 88 % with 4: a little narrow.
 """
 
 from etr.stats.checks import Band, Interval

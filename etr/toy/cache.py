@@ -28,12 +28,11 @@ from etr.recipe import Recipe
 from etr.toy.config import ToyConfig
 from etr.toy.recorder import History
 from etr.toy.sources import house_digest, own_digest
-from etr.toy.together import RUNS, train_together
+from etr.toy.together import train_together
 from toy_envs.model import ExactModel
 
 VARIABLE, DEFAULT = "ETR_CACHE", Path("runs/.cache")
-BATCHES = 2  # that each core trains before runs are stored: what an interruption can cost
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)  # damaged archives raise any
 
 
 class Cache:
@@ -72,7 +71,7 @@ def train_all(
 ) -> list[History]:
     """Train recipes on one model, or read their runs back; `progress` gets the index of a recipe and its iteration.
 
-    With a cache, finished runs are stored a few at a time, so that an interrupted sweep goes on where it was.
+    With a cache, runs are stored as soon as they are finished, so that an interrupted sweep goes on where it was.
     """
     keys = [None if cache is None else run_key(recipe, model, config) for recipe in recipes]
     found: dict[int, History] = {}
@@ -82,23 +81,18 @@ def train_all(
             found[i] = history
             progress(i, config.iterations)
     missing = [i for i in range(len(recipes)) if i not in found]
-    size = len(missing) if cache is None else _at_once(config)
-    for start in range(0, len(missing), size or 1):
-        part = missing[start : start + size]
 
-        def moved(place: int, step: int, part: Sequence[int] = part) -> None:
-            progress(part[place], step)
+    def moved(place: int, step: int) -> None:
+        progress(missing[place], step)
 
-        for i, history in zip(part, train_together([recipes[i] for i in part], model, config, moved), strict=True):
-            found[i] = history
-            if cache is not None and (key := keys[i]) is not None:
-                cache.store(key, history)
+    def done(place: int, history: History) -> None:
+        found[missing[place]] = history
+        if cache is not None and (key := keys[missing[place]]) is not None:
+            cache.store(key, history)
+
+    if missing:
+        train_together([recipes[i] for i in missing], model, config, moved, done)
     return [found[i] for i in range(len(recipes))]
-
-
-def _at_once(config: ToyConfig) -> int:
-    """Recipes that are trained before they are stored."""
-    return BATCHES * (os.cpu_count() or 1) * max(1, RUNS // config.seeds)
 
 
 def run_key(recipe: Recipe, model: ExactModel, config: ToyConfig) -> str | None:

@@ -15,12 +15,15 @@ from etr.recipe import Recipe
 from etr.toy.cache import Cache, train_all
 from etr.toy.config import ToyConfig
 from etr.toy.measures import LEVEL, MEASURES, check_level, defined, measure
+from etr.toy.policies import make_policy
 from etr.toy.recorder import History
+from etr.toy.rollout import supplies
 from etr.toy.tables import Scores, difference_rows, improvement_rows, seed_rows, summary_rows
-from toy_envs import make_model
+from etr.update import split
+from toy_envs import make_model, resolve
 from toy_envs.model import ExactModel
 
-__all__ = ["MEASURES", "Comparison", "compare", "curve_rows", "load_env"]
+__all__ = ["MEASURES", "Comparison", "check_request", "compare", "curve_rows", "load_env"]
 
 Histories = dict[str, dict[str, History]]  # environment -> recipe -> history
 
@@ -52,17 +55,11 @@ def compare(
 ) -> Comparison:
     """Train every recipe on every environment; `progress(env, recipe)` gives the callback of that run.
 
-    level: the score at which entropies are matched. Raises InputError for unknown environments, recipes of one name,
-    a level outside (0, 1] and fewer than 3 seeds, before anything is trained.
+    level: the score at which entropies are matched. Raises InputError as `check_request` does, before anything is
+    trained.
     """
+    models = check_request(recipes, envs, config, level)
     names = [recipe.name for recipe in recipes]
-    if not recipes or not envs or len(set(names)) < len(names) or len(set(envs)) < len(envs):
-        raise InputError(
-            f"a comparison needs environments and recipes of different names, got {list(envs)} and {names}"
-        )
-    check_seeds(config)
-    check_level(level)
-    models = {env: load_env(env) for env in envs}
     histories: Histories = {}
     for env, model in models.items():
         callbacks = [progress(env, name) for name in names]
@@ -71,6 +68,35 @@ def compare(
     scores: Scores = {name: {env: measure(histories[env][name], models[env], level) for env in envs} for name in names}
     rows = list(seed_rows(scores, range(config.first_seed, config.first_seed + config.seeds), {}))
     return Comparison(histories, summary_rows(scores), improvement_rows(scores), difference_rows(scores), rows)
+
+
+def check_request(
+    recipes: Sequence[Recipe], envs: Sequence[str], config: ToyConfig, level: float
+) -> dict[str, ExactModel]:
+    """The models of the environments by name, if all recipes can be trained on all of them.
+
+    Raises InputError for unknown environments, one environment under two names, recipes of one name, an unknown policy,
+    a level outside (0, 1], settings out of range, fewer than 3 seeds, more micro-batches than responses, and an objective
+    that needs what an environment does not have.
+    """
+    names = [recipe.name for recipe in recipes]
+    if not recipes or not envs or len(set(names)) < len(names) or len(set(envs)) < len(envs):
+        raise InputError(
+            f"a comparison needs environments and recipes of different names, got {list(envs)} and {names}"
+        )
+    config.check()
+    check_seeds(config)
+    check_level(level)
+    models = {env: load_env(env) for env in envs}
+    places: dict[tuple[str, str], str] = {}
+    for env, model in models.items():
+        if (other := places.setdefault(resolve(env), env)) != env:  # it would count twice in every summary
+            raise InputError(f"'{other}' and '{env}' are one environment; name it once")
+        make_policy(config.policy, model)
+        for recipe in recipes:
+            recipe.objective.require(supplies(model), f"the toy trainer in '{env}'")
+            split(model.prompts * config.group_size, recipe.optimizer.micro_batches or 1)
+    return models
 
 
 def check_seeds(config: ToyConfig) -> None:

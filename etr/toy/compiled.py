@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
 
 F = TypeVar("F", bound=Callable[..., Any])
+# Else all functions of a process share one small budget of compilations; older releases of torch have no other way.
+OWN_BUDGET: dict[str, Any] = (
+    {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+)
 
 
 def compiled(function: F) -> F:
@@ -22,8 +27,7 @@ def compiled(function: F) -> F:
         if chosen:
             return chosen[0](*args)
         try:
-            # Isolated: else all functions of a process share one small budget of compilations.
-            fast = torch.compile(function, dynamic=False, fullgraph=True, isolate_recompiles=True)
+            fast = torch.compile(function, dynamic=False, fullgraph=True, **OWN_BUDGET)
             result = fast(*args)
             chosen.append(fast)
         except Exception as error:  # whatever a compiler raises: the plain function is always right

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from etr import diagnostics, exact, observatory
 from etr.batch import Batch, LossOutput, Mean
-from etr.loss import gradient_coefficient
+from etr.loss import gradient_coefficient, policy_loss
 from etr.recipe import Recipe
 from etr.toy.rollout import current_columns, taken_log_probs
 from toy_envs.model import ExactModel
 
 SUCCESS_EDGES = torch.tensor(observatory.SUCCESS_EDGES)  # the bins of success rate in reports
 PASS_AT = (4, 16)
+SIGNAL = ("gradient/signal", "gradient/noise")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,18 @@ class Recorder:
             after, gradient_coefficient(objective, after), index, old_logits, logits, self.model
         )
         sums = observatory.observe(objective, after) | split.metrics() | {"entropy/visits": visits}
-        return observatory.read(sums)
+        return observatory.read(sums) | self._signal(old_logits, batch, index)
+
+    def _signal(self, old_logits: Tensor, batch: Batch, index: Tensor) -> dict[str, Tensor]:
+        """Signal and noise of the first update's gradient, before the policy moves; NaN for groups of one."""
+        if index.shape[-2] < 2:
+            return dict.fromkeys(SIGNAL, torch.full(index.shape[:1], torch.nan, dtype=torch.float64))
+        leaf = batch.old_log_probs.detach().requires_grad_()  # a fresh leaf: only its gradient is read
+        at_start = dataclasses.replace(batch, log_probs=leaf)
+        with torch.enable_grad():
+            loss = policy_loss(self.recipe.objective, at_start, check=False).loss.sum()
+            (weights,) = torch.autograd.grad(loss, leaf)
+        return dict(zip(SIGNAL, observatory.member_signal(weights, index, old_logits), strict=True))
 
     def history(self, logits: Tensor) -> History:
         curves = {name: torch.stack([row[name] for row in self.rows], -1) for name in self.rows[0]}

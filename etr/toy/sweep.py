@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,9 @@ from etr import stats
 from etr.errors import InputError
 from etr.recipe import Recipe
 from etr.toy.cache import Cache, train_all
-from etr.toy.compare import check_seeds, load_env
+from etr.toy.compare import check_request
 from etr.toy.config import ToyConfig
-from etr.toy.measures import LEVEL, check_level, measure
+from etr.toy.measures import LEVEL, measure
 from etr.toy.tables import Row, Scores, seed_rows, summary_rows
 
 Cell = Mapping[str, Any]  # field -> value
@@ -112,16 +113,12 @@ def sweep(
 ) -> Sweep:
     """Train every cell on every environment with the same seeds; `progress` gets the number of iterations done.
 
-    A cell given twice is trained once. Raises InputError or FieldError for cells that are no recipes, unknown
-    environments and fewer than 3 seeds, before anything is trained.
+    A cell given twice is trained once. Raises InputError or FieldError as `cell_recipes` and `check_request` do, before
+    anything is trained.
     """
-    if not cells or not envs:
-        raise InputError("a sweep needs at least one cell and one environment; give fields with values")
-    check_seeds(config)
-    check_level(level)
+    recipes = cell_recipes(recipe, cells)
+    models = check_request(recipes, envs, config, level)
     named = {cell_name(cell): cell for cell in cells}
-    recipes = [recipe.replace(cell) for cell in named.values()]
-    models = {env: load_env(env) for env in envs}
     done = [0] * (len(envs) * len(recipes))
     scores: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in named}
     for place, (env, model) in enumerate(models.items()):
@@ -134,6 +131,15 @@ def sweep(
             scores[name][env] = measure(history, model, level)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     return Sweep(named, summary_rows(scores), effects(named, scores), list(seed_rows(scores, seeds, named)), scores)
+
+
+def cell_recipes(recipe: Recipe, cells: Sequence[Cell]) -> list[Recipe]:
+    """The recipe of every cell, once each and under the cell's name. Raises InputError if there is none, and FieldError
+    for a cell that is no recipe."""
+    if not cells:
+        raise InputError("a sweep needs at least one cell; give fields with values")
+    named = {cell_name(cell): cell for cell in cells}
+    return [dataclasses.replace(recipe.replace(cell), name=name) for name, cell in named.items()]
 
 
 def cell_name(cell: Cell) -> str:

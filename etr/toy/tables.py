@@ -21,6 +21,7 @@ Scores = Mapping[str, Mapping[str, Mapping[str, Tensor]]]  # recipe -> environme
 Row = dict[str, Any]
 LEVEL = 0.05  # chance of any false verdict among all comparisons of one measure
 UNSEEN = "no difference seen"
+TOO_FEW = "too few seeds to tell"
 
 
 def seed_rows(scores: Scores, seeds: Sequence[int], columns: Mapping[str, Mapping[str, object]]) -> Iterable[Row]:
@@ -89,7 +90,8 @@ def difference_rows(scores: Scores) -> list[Row]:
     """Mean difference of the first recipe from each other over pairs of one seed, with a verdict.
 
     p_holm: p-value of the sign-flip test, corrected by Holm over all rows of one measure, so that more recipes and
-    environments do not find more by chance. A measure that fewer than 3 pairs have gets no row.
+    environments do not find more by chance. The smallest p-value of n pairs is 2^(1 − n): where even that is not below
+    the level after the correction, there are too few seeds to tell. A measure that fewer than 3 pairs have gets no row.
     """
     first, *others = scores
     rows: list[Row] = []
@@ -100,8 +102,10 @@ def difference_rows(scores: Scores) -> list[Row]:
                 pair = [torch.stack([scores[r][n][what] for n in names]) for r in (first, other)]
                 if what in _measures(env) and (row := _difference(*pair)) is not None:
                     family.append({"env": env, "recipe": first, "against": other, "metric": what, **row})
+        strata = _strata(scores[first])
         for row, p in zip(family, stats.holm([row["p"] for row in family]), strict=True):
-            row |= {"p_holm": p, "verdict": _verdict(row, p)}
+            least = 2.0 ** (1 - row["n_pairs"] * len(strata[row["env"]])) * len(family)
+            row |= {"p_holm": p, "verdict": _verdict(row, p, least)}
         rows += family
     return rows
 
@@ -119,10 +123,11 @@ def _difference(ours: Tensor, theirs: Tensor) -> Row | None:
     return {**found, "n_pairs": ours.shape[-1]}
 
 
-def _verdict(row: Row, p: float) -> str:
+def _verdict(row: Row, p: float, least: float) -> str:
+    """What a corrected p-value says of a difference; `least`: the smallest that any result could have had."""
     up, down = ("more", "less") if row["metric"] in ENTROPIES else ("better", "worse")
     if p > LEVEL:
-        return UNSEEN
+        return TOO_FEW if least > LEVEL else UNSEEN
     return up if row["difference"] > 0 else down
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +36,15 @@ def train_together(
     model: ExactModel,
     config: ToyConfig,
     progress: Progress = lambda number, step: None,
+    done: Callable[[int, History], None] = lambda number, history: None,
 ) -> list[History]:
     """What `train` gives for each recipe, as many at a time as there are cores; `progress` gets number and step.
 
-    Runs of a seed meet the same random numbers under every recipe. Raises what `train` raises, and ends the rest.
+    done: gets number and history of each recipe as soon as it is trained, in the thread of the caller.
+    Runs of a seed meet the same random numbers under every recipe. Raises what `train` raises as soon as it does, and
+    ends the rest.
     """
+    config.check()
     stop = False
 
     def work(job: Job) -> list[History]:
@@ -51,18 +58,40 @@ def train_together(
         copies = len(job.numbers)
         return train(job.recipe, model, config, report, copies).split(copies)
 
-    jobs = list(_jobs(recipes, config))
     histories: dict[int, History] = {}
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = [pool.submit(work, job) for job in jobs]
+    with ThreadPoolExecutor(max_workers=cores()) as pool:
+        running = {pool.submit(work, job): job for job in _jobs(recipes, config)}
         try:
-            for job, result in zip(jobs, results, strict=True):
-                histories.update(zip(job.numbers, result.result(), strict=True))
+            while running:
+                ended = wait(running, return_when=FIRST_COMPLETED).done
+                for result in sorted(ended, key=lambda r: r.exception() is not None):  # what is finished is handed over
+                    for number, history in zip(running.pop(result).numbers, result.result(), strict=True):
+                        histories[number] = history
+                        done(number, history)
         except BaseException:
             stop = True
-            pool.shutdown(cancel_futures=True)
+            with _uninterrupted():
+                pool.shutdown(cancel_futures=True)
             raise
     return [histories[number] for number in range(len(recipes))]
+
+
+def cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """No second Ctrl-C while the workers end: it would leave them running in an interpreter that is going away."""
+    if threading.current_thread() is not threading.main_thread():  # only the main one gets signals, and may set them
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def _jobs(recipes: Sequence[Recipe], config: ToyConfig) -> Iterator[Job]:
