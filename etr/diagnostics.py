@@ -49,8 +49,8 @@ METRICS: dict[str, str] = {
     "region/inside": "the same, inside it",
     "region/above": "the same, above it",
     "policy/effective_share": "effective sample size over sample size, (Σ r)² / (N Σ r²)",
-    "gradient/signal": "|E g|², estimated; g: the loss's gradient at the sampling policy, by logits (toys) or weights (LLM)",
-    "gradient/noise": "variance of the whole batch's g, E|g − E g|², estimated as gradient/signal and in its unit",
+    "gradient/signal": "‖E g‖², estimated; g: gradient of the loss at the sampling policy, by logits (toys) or weights",
+    "gradient/noise": "variance of the whole batch's g, E‖g − E g‖², estimated as gradient/signal and in its unit",
     "pass@4": "exact chance that one of 4 answers is right, mean over prompts, toys",
     "pass@16": "the same for 16 answers",
     **{

@@ -19,7 +19,7 @@ from torch import Tensor
 from etr.advantages import get_estimator
 from etr.errors import FieldError, InputError, unknown
 from etr.objective import Objective
-from etr.references import import_name, objective_from, reference
+from etr.references import ask_for_class, import_name, objective_from, reference
 from etr.registry import get, list_objectives
 
 T = TypeVar("T", bound=Any)
@@ -121,6 +121,8 @@ def load_recipe(source: str | os.PathLike[str], overrides: Mapping[str, object] 
         recipe = _from_module(text)
     elif text in list_objectives():
         recipe = Recipe(text, get(text))
+    elif text.endswith(".py"):
+        ask_for_class(text)
     else:
         hint = "; or give a .yaml file, module:Class or path/to/file.py:Class"
         raise InputError(unknown("recipe", text, list_objectives()) + hint)

@@ -14,7 +14,19 @@ from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
 from etr import exact
-from toy_envs import FAMILIES, Bandit, ExactEnv, ExactModel, TokenTree, draw_accepting, list_envs, make_env, make_model
+from toy_envs import (
+    FAMILIES,
+    Bandit,
+    ExactEnv,
+    ExactModel,
+    ModArithmetic,
+    TokenTree,
+    TwoStage,
+    draw_accepting,
+    list_envs,
+    make_env,
+    make_model,
+)
 from toy_envs.bandit import deceptive, spread
 
 IDS = sorted(name for name in gymnasium.registry if name.startswith("toy_envs/"))
@@ -268,6 +280,21 @@ BAD_CONSTRUCTIONS = [
     (
         lambda: TokenTree(2, 2, [[(0,)]]),
         "prompt 0 accepts (0,), which no episode can write; give 2 tokens from 0 to 1",
+    ),
+    (lambda: Bandit([["a", "b"]]), "success holds something that is no number; give probabilities in [0, 1]"),  # type: ignore[list-item]
+    (lambda: draw_accepting(2, 2, [4, 9]), "prompt 1 asks for 9 of 4 sequences; give a number from 0 to that"),
+    (lambda: ModArithmetic(300), "90000 prompts with 300 sequences each need a table of 27000000 numbers; stay at"),
+    (
+        lambda: TwoStage([[0.5, 0.5]], [[0, 0]], answer_length=0),
+        "answer_length is 0; give at least one token to answer with",
+    ),
+    (
+        lambda: Bandit([[0.5, 0.5]]).reset(options={"promt": 0}),
+        "unknown reset option 'promt'; did you mean 'prompt'? Valid: prefix, prompt",
+    ),
+    (
+        lambda: TokenTree.from_preset("easy").reset(options={"prefix": 3}),
+        "prefix is 3; give a list of tokens, for example [0]",
     ),
     (lambda: ExactModel(2, 2, torch.zeros(1, 3).double()), "success has shape (1, 3); give [prompts, 4]"),
     (lambda: ExactModel(2, 1, torch.zeros(1, 2)), "success has dtype torch.float32; give success.double()"),

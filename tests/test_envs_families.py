@@ -195,6 +195,12 @@ def test_two_stages_by_simulation_of_the_hidden_value() -> None:
         assert env.information_gain[0, question].item() == pytest.approx(information, abs=0.005)
 
 
+def test_a_question_that_tells_nothing_has_no_information() -> None:
+    env = TwoStage([[0.0, 1.0, 0.5]], [[0, 1, 2]])
+    nothing, everything, _ = env.information_gain[0].tolist()
+    assert abs(nothing) < 1e-15 and everything == pytest.approx(math.log(3), rel=1e-15)
+
+
 @pytest.mark.parametrize("preset", TwoStage.SWEEP)
 def test_a_better_question_raises_what_the_best_answer_can_earn(preset: str) -> None:
     env = TwoStage.from_preset(preset)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import etr
 from etr.errors import InputError
 from etr.llm import run
 from etr.llm.config import TrainConfig
@@ -187,6 +188,36 @@ def test_the_observatory_reads_the_whole_update() -> None:
     assert found["policy/effective_share"] == pytest.approx(share, rel=1e-4)
     cells = [found[f"entropy/change_{sign}"] for sign in ("pos", "neg", "zero")]
     assert sum(cells) == pytest.approx(found["entropy/change"], rel=1e-6)
+
+
+def test_signal_and_noise_of_the_gradient_come_from_whole_groups() -> None:
+    """Two micro-batches of two groups: |g_1|² and |g|² by autograd, at the policy before the first of two updates."""
+    config = replace(CONFIG, prompts=4, group_size=4)
+    settings = {"optimizer.updates": 2, "optimizer.lr": 1e-2, "optimizer.micro_batches": 2}
+    trainer = Trainer.create(recipe("grpo", **settings), config, load_model("tiny-random"), load_task("copy"))
+    rollout, rewards, group_ids = trainer.collect(1)
+    rewards = torch.arange(16.0).remainder(3).eq(0).float()  # every group has signal
+    batch = trainer.to_batch(rollout, rewards, group_ids)
+    parameters, objective = list(trainer.language_model.model.parameters()), trainer.recipe.objective
+    squares = []
+    for rows, scale in ((slice(0, 8), 2), (slice(0, 16), 1)):
+        part = replace(batch.rows(rows), log_probs=trainer.log_probs(rollout, rows)[0])
+        loss = scale * etr.policy_loss(objective, part, objective.denominator(batch.response_mask)).loss
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        squares.append(sum(float(g.double().square().sum()) for g in found if g is not None))
+    sums, _ = trainer.update(rollout, batch, 1)
+    one, whole = squares
+    assert sums["gradient/signal"].value.item() == pytest.approx(2 * whole - one, rel=1e-3, abs=1e-3 * one)
+    assert sums["gradient/noise"].value.item() == pytest.approx(one - whole, rel=1e-3, abs=1e-3 * one)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 8])
+def test_pieces_that_share_a_group_or_differ_tell_no_signal(parts: int) -> None:
+    config = replace(CONFIG, prompts=4, group_size=4)
+    settings = {"optimizer.updates": 1, "optimizer.micro_batches": parts}
+    trainer = Trainer.create(recipe("grpo", **settings), config, load_model("tiny-random"), load_task("copy"))
+    metrics = trainer.step(1)
+    assert math.isnan(metrics["gradient/signal"]) and math.isnan(metrics["gradient/noise"])
 
 
 def test_an_alarm_is_said_once_and_not_again_after_a_resume() -> None:

@@ -26,12 +26,16 @@ from etr.observatory import (
     effective_share,
     entropy_change,
     gradient_signal,
+    member_signal,
     observe,
     occupancy,
     pass_at_k,
     read,
     signal_from_norms,
 )
+from etr.oracles.estimator import gradient_moments
+from etr.oracles.groups import enumerate_groups
+from toy_envs import ExactModel
 
 LOGS = Path(__file__).parents[2] / "shared" / "data" / "grpo_run_logs"
 recorded = pytest.mark.skipif(not LOGS.is_dir(), reason="the recorded runs are not part of this repository")
@@ -174,6 +178,38 @@ def test_one_piece_has_no_spread() -> None:
         gradient_signal(torch.ones(1, 5))
     with pytest.raises(InputError, match="has 1 piece"):
         signal_from_norms(torch.tensor(1.0), torch.tensor(1.0), 1)
+
+
+def test_members_of_groups_are_the_pieces_of_a_table() -> None:
+    """Piece i: G times the gradient of answer i to both prompts, by autograd; two runs, a tree of depth 2."""
+    rng = torch.Generator().manual_seed(4)
+    model = ExactModel(3, 2, torch.rand(2, 9, generator=rng, dtype=torch.float64))
+    logits = torch.randn(2, 2, model.states, 3, generator=rng, dtype=torch.float64).requires_grad_()
+    tokens = torch.randint(0, 3, (2, 2, 4, 2), generator=rng)
+    index = model.prefix_states(tokens) * 3 + tokens
+    weights = torch.randn(2, 8, 2, generator=rng, dtype=torch.float64)
+    taken = logits.log_softmax(-1).flatten(-2).gather(-1, index.flatten(-2)).view(2, 2, 4, 2)
+    each = (weights.view(2, 2, 4, 2) * taken).sum((0, 1, 3))
+    pieces = torch.stack([4 * torch.autograd.grad(x, logits, retain_graph=True)[0].flatten(1) for x in each], 1)
+    found, want = member_signal(weights, index, logits.detach()), gradient_signal(pieces)
+    torch.testing.assert_close(found.signal, want.signal)
+    torch.testing.assert_close(found.noise, want.noise)
+
+
+@pytest.mark.parametrize(("name", "size", "low", "high"), [("dr_grpo", 4, 10 / 9, 10 / 9), ("grpo", 8, 0.84, 1.0)])
+def test_signal_from_members_against_all_groups(name: str, size: int, low: float, high: float) -> None:
+    """E|g|² comes out exactly; of it, the signal's share is off by what the members of a group have in common."""
+    objective = etr.get(name)
+    model = ExactModel(3, 1, torch.tensor([[0.3, 0.05, 0.0]], dtype=torch.float64))
+    logits = torch.tensor([[[0.3, -0.5, 0.1]]], dtype=torch.float64)
+    exactly, law = gradient_moments(objective, model, logits, size), enumerate_groups(logits, model, size)
+    advantages = objective.advantage(law.rewards, torch.zeros(size, dtype=torch.long))
+    index = law.index.unsqueeze(1)
+    found = member_signal(advantages.unsqueeze(-1) / size, index, logits.expand(len(index), 1, 1, 3))
+    signal, noise = (float((law.probability * x).sum()) for x in found)
+    true_signal, true_noise = float(exactly.mean.square().sum()), float(exactly.covariance_trace)
+    assert signal + noise == pytest.approx(true_signal + true_noise, rel=1e-9)
+    assert low * (1 - 1e-9) <= signal / true_signal <= high * (1 + 1e-9)
 
 
 # Alarms -----------------------------------------------------------------------------------------------------------

@@ -33,6 +33,18 @@ def binned(p: float) -> int:
     return sum(p > edge for edge in (0.01, 0.1, 0.5, 0.9))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("size", "name"), [(2, "p0.1-0.5"), (10, "p0.01-0.1"), (100, "p0-0.01")])
+def test_a_boundary_belongs_to_the_bin_below(size: int, name: str, dtype: torch.dtype) -> None:
+    """Of a uniform policy, however its log-probs were rounded."""
+    shifts = torch.linspace(-3, 3, 50, dtype=dtype).unsqueeze(-1)
+    old = shifts.expand(50, size).log_softmax(-1)
+    batch = Batch(old - 1.0, old, torch.ones(50, size, dtype=torch.bool), torch.ones(50, dtype=dtype))
+    found = entropy_change(batch, torch.full_like(old, math.log(size)), torch.ones_like(old)).metrics()
+    bins = {key: mean.sum.item() for key, mean in found.items() if "change_p0" in key}
+    assert [key for key, value in bins.items() if value != 0] == [f"entropy/change_{name}"]
+
+
 # One state --------------------------------------------------------------------------------------------------------
 
 

@@ -97,6 +97,38 @@ def test_every_curve_has_a_meaning_and_observing_changes_no_other() -> None:
     assert reward.curves["pass@4"][0, 0].item() == pytest.approx(sum(want) / len(want))
 
 
+@pytest.mark.parametrize("recipe", ["grpo", "grpo_wide"])
+def test_the_recorded_signal_is_that_of_the_first_update(recipe: str) -> None:
+    """Signal plus noise is |g|² at the sampling policy: here by autograd through the table, there in closed form."""
+    model, loaded = make_model("tree-easy"), load_recipe(recipe)
+    rng = Generator().manual_seed(2)
+    logits = torch.randn(2, model.prompts, model.states, 3, generator=rng, dtype=torch.float64)
+    draw = torch.rand(2, model.prompts, 4, model.horizon + 1, generator=rng, dtype=torch.float64)
+    batch, index = rollout(loaded, model, logits, draw)
+    batch, _ = loaded.objective.prepare(batch, loaded.objective.init_state((2,), logits.device))
+    leaf = logits.clone().requires_grad_()
+    part = dataclasses.replace(batch, log_probs=taken_log_probs(leaf, index))
+    out = etr.policy_loss(loaded.objective, part, check=False)
+    (gradient,) = torch.autograd.grad(out.loss.sum(), leaf)
+    recorder = Recorder(loaded, model, observe=True)
+    recorder.observe(batch, out)
+    recorder.measure(1, logits + torch.randn(logits.shape, generator=rng), logits, batch, index)
+    curves = recorder.history(logits).curves
+    total = (curves["gradient/signal"] + curves["gradient/noise"])[:, 0]
+    torch.testing.assert_close(total, gradient.flatten(1).square().sum(-1))
+    assert (curves["gradient/noise"] > 0).all()
+
+
+def test_groups_of_one_have_no_signal_to_tell() -> None:
+    model = make_model("bandit-spread")
+    recorder = Recorder(load_recipe("grpo"), model, observe=True)
+    index = torch.zeros(2, model.prompts, 1, 1, dtype=torch.long)
+    old = torch.zeros(2, model.prompts, 1, model.vocab_size)
+    zeros = torch.zeros(2, model.prompts, 1)
+    batch = etr.Batch(zeros, zeros, torch.ones_like(zeros, dtype=torch.bool), torch.ones(2, model.prompts))
+    assert all(value.isnan().all() for value in recorder._signal(old, batch, index).values())
+
+
 def test_a_toy_run_observes_when_asked() -> None:
     """From training itself: the parts of all updates add up to the whole fall of entropy."""
     model = make_model("tree-easy")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from etr.errors import InputError
+from etr.objectives.grpo import GRPO
 from etr.recipe import load_recipe
 from etr.toy.compare import Comparison, check_request, compare, curve_rows, load_env
 from etr.toy.config import ToyConfig
@@ -164,6 +165,13 @@ def test_two_seeds_are_too_few_for_an_interval() -> None:
         compare([load_recipe("etr")], ["tree-easy"], ToyConfig(seeds=2))
 
 
+@dataclasses.dataclass(frozen=True)
+class Turned(GRPO):
+    """Needs what only some environments have."""
+
+    needs = frozenset({"turns"})  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize(
     ("recipes", "envs", "config", "message"),
     [
@@ -175,7 +183,7 @@ def test_two_seeds_are_too_few_for_an_interval() -> None:
         ),
         (["etr"], ["tree-easy"], dataclasses.replace(CONFIG, policy="linaer"), "did you mean 'linear'"),
         (["etr"], ["tree-easy"], dataclasses.replace(CONFIG, seeds=0), "seeds is 0; give at least 1"),
-        (["turn_ppo"], ["tree-easy"], CONFIG, "which the toy trainer in 'tree-easy' does not have"),
+        ([f"{__name__}:Turned"], ["two-stage", "tree-easy"], CONFIG, "the toy trainer in 'tree-easy' does not have"),
         (["etr", "etr"], ["tree-easy"], CONFIG, "different names"),
     ],
 )

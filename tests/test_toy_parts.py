@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
-import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ from etr.errors import InputError
 from etr.objectives.grpo import GRPO
 from etr.recipe import OptimizerSettings, Recipe, load_recipe
 from etr.toy import compiled as compiling
+from etr.toy import workers
 from etr.toy.config import ToyConfig
 from etr.toy.policies import POLICIES, make_policy
 from etr.toy.rollout import rollout, supplies, uniforms
 from etr.toy.stack import stacked, stacked_objective
-from etr.toy.together import _jobs, cores, train_together
+from etr.toy.together import _jobs, train_together
 from etr.toy.train import train
 from etr.toy.update import Updater, new_learner, stepped
 from toy_envs import make_model
@@ -302,23 +303,30 @@ def test_settings_are_checked_before_they_are_used() -> None:
         train_together([load_recipe("grpo")], make_model("bandit"), dataclasses.replace(SHORT, seeds=0))
 
 
-def test_finished_recipes_are_handed_over_at_once_by_the_callers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_recipes_are_handed_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first is handed over before the second begins, which then fails."""
-    monkeypatch.setattr("etr.toy.together.cores", lambda: 1)
-    given: list[tuple[int, bool]] = []
+    monkeypatch.setattr("etr.toy.workers.cores", lambda: 1)
+    given: list[int] = []
 
     def done(number: int, history: Any) -> None:
-        given.append((number, threading.current_thread() is threading.main_thread()))
+        given.append(number)
         assert history.steps[-1] == SHORT.iterations
 
     with pytest.raises(InputError, match="turns"):
         recipes = [load_recipe("grpo"), Recipe("nosy", Nosy(wanted="turns"))]
         train_together(recipes, make_model("bandit"), SHORT, done=done)
-    assert given == [(0, True)]
+    assert given == [0]
 
 
-def test_an_error_of_a_late_recipe_ends_an_early_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etr.toy.together.cores", lambda: 2)
+# Workers --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etr.toy.workers.cores", lambda: 2)
+
+
+def test_an_error_of_a_late_recipe_ends_an_early_one(two_cores: None) -> None:
     steps: list[int] = []
 
     def progress(number: int, step: int) -> None:
@@ -329,37 +337,63 @@ def test_an_error_of_a_late_recipe_ends_an_early_one(monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="turns"):
         recipes = [load_recipe("grpo"), Recipe("nosy", Nosy(wanted="turns"))]
         train_together(recipes, make_model("bandit"), long, progress)
-    assert len(steps) < 200
+    assert len(steps) < 200 and not multiprocessing.active_children()
 
 
-def test_a_second_interruption_does_not_cut_the_ending_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etr.toy.together.cores", lambda: 2)
-    before = signal.getsignal(signal.SIGINT)
-    failed = threading.Event()
-
+def test_an_interruption_ends_all_workers(two_cores: None) -> None:
     def progress(number: int, step: int) -> None:
-        if number == 1:
-            failed.set()
-            raise InputError("the first interruption")
-        failed.wait(10)
-        for _ in range(100):  # until the pool is being shut down
-            if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-                break
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.05)
+        raise KeyboardInterrupt
 
-    with pytest.raises(BaseException) as error:  # noqa: PT011  (a KeyboardInterrupt would be the defect)
-        train_together([load_recipe("grpo"), load_recipe("gspo")], make_model("bandit"), SHORT, progress)
-    assert isinstance(error.value, InputError) and signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        long = dataclasses.replace(SHORT, iterations=10_000)
+        train_together([load_recipe("grpo"), load_recipe("gspo")], make_model("bandit"), long, progress)
+    assert not multiprocessing.active_children()
+
+
+def test_workers_run_beside_each_other_and_report(two_cores: None) -> None:
+    """Three tasks for two workers: every step and every result arrives, from processes that are not this one."""
+
+    def task(name: int) -> workers.Task:
+        def work(report: workers.Report) -> tuple[int, int, Tensor]:
+            for step in range(3):
+                report(step)
+            return name, os.getpid(), torch.full((2,), float(name))
+
+        return work
+
+    steps: list[tuple[int, int]] = []
+    results: dict[int, Any] = {}
+    workers.run_all([task(n) for n in range(3)], lambda n, step: steps.append((n, step)), results.__setitem__)
+    assert sorted(steps) == [(n, step) for n in range(3) for step in range(3)]
+    assert all(results[n][0] == n and results[n][2].eq(n).all() for n in range(3))
+    assert len({pid for _, pid, _ in results.values()} | {os.getpid()}) == 4
+
+
+def test_a_worker_that_is_killed_is_one_sentence(two_cores: None) -> None:
+    def die(report: workers.Report) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(InputError, match=r"a worker process ended with exit code -9.*use fewer --seeds"):
+        workers.run_all([die, die], lambda n, step: None, lambda n, result: None)
+
+
+def test_an_error_that_cannot_be_sent_is_told_by_its_name(two_cores: None) -> None:
+    class Local(Exception):
+        """Defined in a function, so it cannot be pickled."""
+
+    def fail(report: workers.Report) -> None:
+        raise Local("why")
+
+    with pytest.raises(RuntimeError, match="Local: why"):
+        workers.run_all([fail, fail], lambda n, step: None, lambda n, result: None)
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 6}, raising=False)
-    assert cores() == 3
+    assert workers.cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert cores() == 1
+    assert workers.cores() == 1
 
 
 # Groups laid out one after the other ----------------------------------------------------------------------------------

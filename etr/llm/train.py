@@ -120,18 +120,15 @@ class Trainer:
         denominator = objective.denominator(batch.response_mask)
         limit = float("inf") if settings.max_grad_norm is None else settings.max_grad_norm
         sums: dict[str, Mean] = {}
-        norm = torch.zeros(())
+        norm = whole = torch.zeros(())  # of the last gradient and of the first
         first: list[Tensor] = []  # norm of the gradient of the first micro-batch alone
 
         def observe(part: Batch, out: LossOutput) -> None:
-            for name, mean in {**out.metrics, **diagnostics.clipped(objective, part)}.items():
-                sums[name] = sums[name] + mean if name in sums else mean
-
-        def observe_all(part: Batch, out: LossOutput) -> None:
             if not first:
                 first.append(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
             if last:
-                observe(part, out)
+                for name, mean in {**out.metrics, **diagnostics.clipped(objective, part)}.items():
+                    sums[name] = sums[name] + mean if name in sums else mean
 
         for update in range(settings.updates):
             self.optimizer.zero_grad()
@@ -142,18 +139,17 @@ class Trainer:
                 lambda rows: self.log_probs(rollout, rows)[0],
                 denominator,
                 self.micro_batches(len(batch.log_probs)),
-                observe_all if last or not first else None,
+                observe if last or not first else None,
             )
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-            if update == 0:
-                signal = self.signal(first[0], norm, len(batch.log_probs))
+            whole = norm if update == 0 else whole
             if not bool(torch.isfinite(norm)):
                 raise InputError(
                     f"the gradient is {float(norm)} at step {step}, and the weights are as after step {step - 1} or "
                     "part of this step; resume from the last checkpoint with a smaller optimizer.lr"
                 )
             self.optimizer.step()
-        return sums | signal, float(norm)
+        return sums | self.signal(first[0], whole, len(batch.log_probs)), float(norm)
 
     def signal(self, first: Tensor, whole: Tensor, size: int) -> dict[str, Mean]:
         """Signal and noise of a gradient from its norm and that of its first micro-batch; NaN without equal pieces.
@@ -163,9 +159,9 @@ class Trainer:
         parts = self.micro_batches(size)
         rows = {part.stop - part.start for part in parts}
         n = len(parts) if len(rows) == 1 and rows.pop() % self.config.group_size == 0 else 1
-        squares = [norm.detach().double().square() for norm in (n * first, whole)]  # a report, not part of the loss
-        nothing = torch.tensor(torch.nan, dtype=torch.float64)
-        found = observatory.signal_from_norms(*squares, n) if n > 1 else (nothing, nothing)
+        piece, square = (n * first).double().square(), whole.double().square()
+        nothing = torch.full_like(piece, torch.nan)
+        found = observatory.signal_from_norms(piece, square, n) if n > 1 else (nothing, nothing)
         names = ("gradient/signal", "gradient/noise")
         return {name: Mean(value, torch.ones_like(value)) for name, value in zip(names, found, strict=True)}
 

@@ -28,7 +28,7 @@ from etr.errors import InputError
 SIGNS = ("pos", "neg", "zero", "unsampled")  # of the advantage; the last: tokens that no response contains
 PROBABILITY_EDGES = (0.01, 0.1, 0.5, 0.9)  # inner boundaries of the bins of π_old(token)
 BINS = len(PROBABILITY_EDGES) + 1
-ROUNDING = 1e-9  # nats: a log π that is a boundary but for rounding, as under a uniform policy, counts as on it
+ROUNDING = 1e-6  # nats: a log π that is a boundary but for rounding, as under a uniform policy in float32, is on it
 
 
 @dataclass(frozen=True, eq=False)

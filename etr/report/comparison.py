@@ -26,7 +26,8 @@ PAIRS = (
 
 DIFFERENCES = (
     "The first recipe minus another on the same seeds and random numbers: mean [95 % interval, pairs resampled]. The "
-    "verdict is by sign flips, corrected for the number of comparisons (Holm). Entropies are more or less, not better."
+    "verdict is by sign flips, corrected for the number of comparisons (Holm); with too few seeds there can be none. "
+    "Entropies are more or less, not better."
 )
 
 

@@ -76,8 +76,8 @@ def check_request(
     """The models of the environments by name, if all recipes can be trained on all of them.
 
     Raises InputError for unknown environments, one environment under two names, recipes of one name, an unknown policy,
-    a level outside (0, 1], settings out of range, fewer than 3 seeds, more micro-batches than responses, and an objective
-    that needs what an environment does not have.
+    a level outside (0, 1], settings out of range, fewer than 3 seeds, more micro-batches than responses, and an
+    objective that needs what an environment does not have.
     """
     names = [recipe.name for recipe in recipes]
     if not recipes or not envs or len(set(names)) < len(names) or len(set(envs)) < len(envs):

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +12,7 @@ from etr.toy.config import ToyConfig
 from etr.toy.recorder import History
 from etr.toy.stack import stacked
 from etr.toy.train import train
+from etr.toy.workers import Task, run_all
 from toy_envs.model import ExactModel
 
 RUNS = 128  # in one batch: more are no faster, because their tensors leave the cache
@@ -40,58 +36,29 @@ def train_together(
 ) -> list[History]:
     """What `train` gives for each recipe, as many at a time as there are cores; `progress` gets number and step.
 
-    done: gets number and history of each recipe as soon as it is trained, in the thread of the caller.
+    done: gets number and history of each recipe as soon as it is trained.
     Runs of a seed meet the same random numbers under every recipe. Raises what `train` raises as soon as it does, and
     ends the rest.
     """
     config.check()
-    stop = False
-
-    def work(job: Job) -> list[History]:
-        def report(step: int) -> None:
-            if stop:
-                raise KeyboardInterrupt
-            for number in job.numbers:
-                progress(number, step)
-
-        torch.set_num_threads(1)  # of this worker: the tensors are small, and the other cores have their own work
-        copies = len(job.numbers)
-        return train(job.recipe, model, config, report, copies).split(copies)
-
+    jobs = list(_jobs(recipes, config))
     histories: dict[int, History] = {}
-    with ThreadPoolExecutor(max_workers=cores()) as pool:
-        running = {pool.submit(work, job): job for job in _jobs(recipes, config)}
-        try:
-            while running:
-                ended = wait(running, return_when=FIRST_COMPLETED).done
-                for result in sorted(ended, key=lambda r: r.exception() is not None):  # what is finished is handed over
-                    for number, history in zip(running.pop(result).numbers, result.result(), strict=True):
-                        histories[number] = history
-                        done(number, history)
-        except BaseException:
-            stop = True
-            with _uninterrupted():
-                pool.shutdown(cancel_futures=True)
-            raise
+
+    def task(job: Job) -> Task:
+        copies = len(job.numbers)
+        return lambda report: train(job.recipe, model, config, report, copies).split(copies)
+
+    def moved(place: int, step: int) -> None:
+        for number in jobs[place].numbers:
+            progress(number, step)
+
+    def finished(place: int, found: list[History]) -> None:
+        for number, history in zip(jobs[place].numbers, found, strict=True):
+            histories[number] = history
+            done(number, history)
+
+    run_all([task(job) for job in jobs], moved, finished)
     return [histories[number] for number in range(len(recipes))]
-
-
-def cores() -> int:
-    """Cores that this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """No second Ctrl-C while the workers end: it would leave them running in an interpreter that is going away."""
-    if threading.current_thread() is not threading.main_thread():  # only the main one gets signals, and may set them
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def _jobs(recipes: Sequence[Recipe], config: ToyConfig) -> Iterator[Job]:

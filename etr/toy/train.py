@@ -54,7 +54,8 @@ def train(
     numbers = uniforms(range(config.first_seed, config.first_seed + config.seeds), shape, dtype)
     for step, draw in zip(range(1, config.iterations + 1), numbers, strict=False):
         old_logits = logits(learner.parameters)
-        batch, index = rollout(recipe, model, old_logits, draw if copies == 1 else draw.repeat(copies, 1, 1, 1), respond)
+        draw = draw if copies == 1 else draw.repeat(copies, 1, 1, 1)
+        batch, index = rollout(recipe, model, old_logits, draw, respond)
         if step == 1 or config.measured(step):  # looking at every value costs more than an update
             check_batch(objective, batch)
         batch, state = objective.prepare(batch, state)
