@@ -45,7 +45,7 @@ class History:
 
 
 class Recorder:
-    """Collects the metrics of a run; with `observe` also the observatory's, for up to half as long again."""
+    """Collects the metrics of a run; with `observe` also the observatory's, for up to as long again."""
 
     def __init__(self, recipe: Recipe, model: ExactModel, observe: bool = False) -> None:
         self.recipe, self.model, self.observing = recipe, model, observe
