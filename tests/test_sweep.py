@@ -191,7 +191,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(cache, "train_together", spy)
     monkeypatch.setattr("etr.toy.together.RUNS", 2 * CONFIG.seeds)  # two recipes in a batch,
-    monkeypatch.setattr("etr.toy.together.cores", lambda: 1)  # one batch at a time
+    monkeypatch.setattr("etr.toy.workers.cores", lambda: 1)  # one batch at a time
     return trained
 
 

@@ -32,6 +32,7 @@ OBJECTIVE_COLORS = {
     "reinforce": "#C8B77A",
     "etr_implicit": "#882255",
     "etr_proportional": "#332288",
+    "etr_surprise": "#00507F",
 }
 INK, QUIET, HAIR = "#222222", "#5F5F5F", "#E3E3E3"
 FONT, SMALL = 11.0, 9.5
