@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from etr.plots.files import png
 from etr.plots.style import End, finish, new_figure, objective_color, styled
 
 HERE = Path(__file__).parent
-LEARNING, FINAL, MATCHED = "learning score", "final score", "entropy at 90% of grpo's score"
-MEASURES = (LEARNING, FINAL, "entropy at 50% of grpo's score", "entropy at 75% of grpo's score", MATCHED)
+LEARNING, MATCHED = "learning score", "entropy at 90% of grpo's score"
+MEASURES = (LEARNING, "final score", "entropy at 50% of grpo's score", "entropy at 75% of grpo's score", MATCHED)
 PLANE = ("bandit-spread", "bandit-near-tie", "noisy-light", "multi-mode-easy")
 SHOWN = ("grpo", "grpo, eps 0.3", "etr", "etr_proportional", "etr_surprise")
 NO_TASK = "random-half"  # its reward says nothing, so scores there are noise; it has a table of its own
@@ -53,17 +52,14 @@ def summary(data: dict[str, Any], setting: str) -> str:
     names = ("learning score", "final score", "entropy at 50 %", "at 75 %", "at 90 % of GRPO's score")
     lines = ["| arm | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     tables = {measure: cells(data, setting, measure) for measure in MEASURES}
-    for arm in data["settings"]["arms"]:
+    for arm in [arm for arm in data["settings"]["arms"] if arm != "grpo"]:
         texts = []
         for measure in MEASURES:
             rows = [cell for (_, name), cell in tables[measure].items() if name == arm]
-            if not rows:
-                continue
             mean, low, high = pooled(rows)
             up, down = (sum(r["holm"] < 0.05 and sign * r["mean"] > 0 for r in rows) for sign in (1, -1))
             texts.append(f"{1000 * mean:+.1f} [{1000 * low:+.1f}, {1000 * high:+.1f}] {up}↑ {down}↓ of {len(rows)}")
-        if texts:
-            lines.append(f"| `{arm}` | " + " | ".join(texts) + " |")
+        lines.append(f"| `{arm}` | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
@@ -100,8 +96,8 @@ def frontier(data: dict[str, Any]) -> str:
         for arm, value in most.items():
             if env != NO_TASK and value is not None and most["grpo"] is not None:
                 gains[arm].append(value - most["grpo"])
-    lines = ["| arm | more entropy than GRPO, nats per token | in how many of the environments where it is as fast |"]
-    lines.append("|---|---|---|")
+    head = "| arm | more entropy than GRPO, nats per token | in how many of the environments where it is as fast |"
+    lines = [head, "|---|---|---|"]
     for arm, values in gains.items():
         if arm != "grpo" and len(values) > 2:
             mean = sum(values) / len(values)
@@ -193,9 +189,9 @@ def main() -> None:
         "sketch": sketch(data),
     }
     for name, table in parts.items():
-        text = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", text, flags=re.S
-        )
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}\n{table}\n\n{end}{rest.partition(end)[2]}"
     atomic_write(page, text)
     for name, figure in (("forest", forest(data)), ("plane", plane(data))):
         atomic_write(HERE / f"which-etr-{name}.png", png(figure))
