@@ -20,7 +20,7 @@ from etr.outputs import LossOutput, Mean, Region
 
 __all__ = ["TOKEN_FIELDS", "Batch", "CleanBatch", "LossOutput", "Mean", "Region"]
 
-TOKEN_FIELDS = ("log_probs", "old_log_probs", "ref_log_probs", "rollout_log_probs", "entropy", "values")
+TOKEN_FIELDS = ("log_probs", "old_log_probs", "ref_log_probs", "rollout_log_probs", "weights", "entropy", "values")
 CURRENT = ("log_probs", "entropy", "full_log_probs")  # of the policy that is being trained: only they carry a gradient
 # Dimensions after the runs: B responses, T tokens, V vocabulary, K reward components.
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -39,7 +39,8 @@ class Batch:
     log_probs, old_log_probs: log π(token) of the current policy and of the policy at the start of the update, nats,
     `[*R, B, T]`; response_mask: bool, True on response tokens; advantages: `[*R, B]` or `[*R, B, T]`;
     group: statistics of each response's group; ref_log_probs, rollout_log_probs: the reference policy's and the
-    sampling engine's; entropy: of the current policy over its full distribution, nats per token;
+    sampling engine's; weights: factors of the per-token objective, `[*R, B, T]` (`etr.corrections`);
+    entropy: of the current policy over its full distribution, nats per token;
     values: a critic's V(s_t), `[*R, B, T]`; turns: number of each token's turn, `[*R, B, T]`; clusters: id of the final
     answer, `[*R, B]`; components: parts of the reward, `[*R, B, K]`; full_log_probs: log π of the current policy for
     every token of the vocabulary, `[*R, B, T, V]`;
@@ -54,6 +55,7 @@ class Batch:
     group: GroupStats | None = None
     ref_log_probs: Tensor | None = None
     rollout_log_probs: Tensor | None = None
+    weights: Tensor | None = None
     entropy: Tensor | None = None
     values: Tensor | None = None
     turns: Tensor | None = None

@@ -62,6 +62,8 @@ def evaluate(objective: Objective, clean: Batch) -> tuple[Tensor, Region, Tensor
     log_ratio = objective.ratio(clean)
     region = objective.region(clean, log_ratio)
     per_token = objective.surrogate(clean, log_ratio, region)
+    if clean.weights is not None:
+        per_token = per_token * clean.weights
     return log_ratio, region, torch.where(clean.response_mask, per_token, 0.0)
 
 

@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor
 
 from etr.advantages import get_estimator
+from etr.corrections import Correction
 from etr.errors import FieldError, InputError, unknown
 from etr.objective import Objective
 from etr.references import ask_for_class, import_name, objective_from, reference
@@ -24,6 +25,7 @@ from etr.registry import get, list_objectives
 
 T = TypeVar("T", bound=Any)
 METHODS = ("adam", "sgd")
+PARTS = ("optimizer", "correction")  # of a recipe, besides its objective
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,15 @@ class OptimizerSettings:
 class Recipe:
     """An objective with everything that its training needs besides data.
 
-    advantage: a name in `etr.advantages.ESTIMATORS`, or None for the objective's own.
+    advantage: a name in `etr.advantages.ESTIMATORS`, or None for the objective's own; correction: weights for what the
+    rollout engine sampled (LLM trainer; in a toy the sampling policy is the trained one).
     """
 
     name: str
     objective: Objective
     advantage: str | None = None
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    correction: Correction = field(default_factory=Correction)
 
     def __post_init__(self) -> None:
         if self.advantage is not None:
@@ -90,13 +94,13 @@ class Recipe:
                 group = "optimizer"
             if key == "advantage":
                 recipe = _replace(recipe, "recipe", {key: value})
-            elif group == "optimizer":
-                recipe = dataclasses.replace(recipe, optimizer=_replace(recipe.optimizer, "optimizer", {name: value}))
+            elif group in PARTS:
+                recipe = _replace(recipe, "recipe", {group: _replace(getattr(recipe, group), group, {name: value})})
             elif group in ("", "objective"):
                 kind = f"objective '{self.objective.name}'"
                 recipe = dataclasses.replace(recipe, objective=_replace(recipe.objective, kind, {name: value}))
             else:
-                raise FieldError(unknown("recipe section", group, ("objective", "optimizer")))
+                raise FieldError(unknown("recipe section", group, ("objective", *PARTS)))
         return recipe
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,7 +109,7 @@ class Recipe:
             "name": self.name,
             "objective": {"name": reference(self.objective), **dataclasses.asdict(self.objective)},
             "advantage": self.advantage,
-            "optimizer": dataclasses.asdict(self.optimizer),
+            **{part: dataclasses.asdict(getattr(self, part)) for part in PARTS},
         }
 
 
@@ -144,8 +148,9 @@ def recipe_from_dict(data: Mapping[str, Any], default_name: str, where: str) -> 
         if not isinstance(name, str):
             raise FieldError("'objective' has no name; add for example `name: etr` to its fields")
         objective = objective_from(name, fields)
-        optimizer = _replace(OptimizerSettings(), "optimizer", _mapping("optimizer", data.get("optimizer") or {}))
-        return Recipe(str(data.get("name") or default_name), objective, data.get("advantage"), optimizer)
+        recipe = Recipe(str(data.get("name") or default_name), objective, data.get("advantage"))
+        parts = {key: _replace(getattr(recipe, key), key, _mapping(key, data.get(key) or {})) for key in PARTS}
+        return dataclasses.replace(recipe, **parts)
     except InputError as error:
         raise type(error)(f"{where}: {error}") from None
 

@@ -7,8 +7,9 @@ was validated on a bandit is the loss that trains the LLM, bit for bit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from etr.errors import InputError
 from etr.loss import policy_loss
 from etr.objective import Objective
 
-Forward = Callable[[slice], Tensor]
+Forward = Callable[[slice], Mapping[str, Tensor]]
 Observe = Callable[[Batch, LossOutput], None]
 
 
@@ -33,9 +34,9 @@ def split(size: int, parts: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
-def micro_batch(batch: Batch, rows: slice, log_probs: Tensor) -> Batch:
-    """Those rows of a prepared batch, with the current policy's log-probs `[*R, b, T]`."""
-    return dataclasses.replace(batch.rows(rows), log_probs=log_probs)
+def micro_batch(batch: Batch, rows: slice, current: Mapping[str, Tensor]) -> Batch:
+    """Those rows of a prepared batch, with the current policy's columns, such as log_probs `[*R, b, T]`."""
+    return dataclasses.replace(batch.rows(rows), **dict[str, Any](current))
 
 
 def add_gradients(
@@ -45,16 +46,19 @@ def add_gradients(
     denominator: Tensor,
     parts: Sequence[slice],
     observe: Observe | None = None,
+    *,
+    scale: float = 1.0,
 ) -> None:
     """Add the gradient of the loss of a whole rollout batch to the parameters' `.grad`, one micro-batch at a time.
 
-    batch: prepared, `[*R, B, T]`; forward: rows of the batch to their current log-probs `[*R, b, T]`, with graph;
-    denominator: `objective.denominator` of the whole batch, so that any split gives the same gradient;
-    parts: the rows of each micro-batch; observe: sees every micro-batch and its loss (for metrics).
+    batch: prepared, `[*R, B, T]`; forward: rows of the batch to the current policy's columns of them, with graph:
+    log_probs `[*R, b, T]` and what else the objective needs of it; denominator: `objective.denominator` of the whole
+    batch, so that any split gives the same gradient; parts: the rows of each micro-batch; observe: sees every
+    micro-batch and its loss (for metrics); scale: a factor of the gradient alone, for trainers whose ranks average.
     """
     for rows in parts:
         part = micro_batch(batch, rows, forward(rows))
         out = policy_loss(objective, part, denominator, check=False)
-        out.loss.sum().backward()  # runs do not mix, so the gradient of the sum is each run's own
+        (scale * out.loss.sum()).backward()  # runs do not mix, so the gradient of the sum is each run's own
         if observe is not None:
             observe(part, out)

@@ -39,6 +39,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a package stands for everything in it 
         "etr.advantages",
         "etr.samplers",
         "etr.controllers",
+        "etr.corrections",
     ),
     0: ("etr.errors", "etr.batch", "etr.outputs", "etr.groups", "etr._version"),
 }

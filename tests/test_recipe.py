@@ -152,7 +152,7 @@ def test_modules_that_do_not_fit(module: str) -> None:
 
 
 BAD_YAML = [
-    ("objectiv: etr", "unknown key 'objectiv'; did you mean 'objective'? Valid: advantage, name, objective, optimizer"),
+    ("objectiv: etr", "unknown key 'objectiv'; did you mean 'objective'? Valid: advantage, correction, name, objective, optimizer"),
     ("name: x", "the key 'objective' is missing; add for example `objective: etr`"),
     ("objective: ert", "unknown objective 'ert'; did you mean 'etr'?"),
     ("objective: {name: etr, mico: 1}", "unknown field of objective 'etr': 'mico'; did you mean 'micro'?"),
@@ -206,7 +206,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (
             "optimiser.lr",
             1,
-            "unknown recipe section 'optimiser'; did you mean 'optimizer'? Valid: objective, optimizer",
+            "unknown recipe section 'optimiser'; did you mean 'optimizer'? Valid: correction, objective, optimizer",
         ),
         ("advantage", "loo", "unknown advantage 'loo'"),
         ("micro", "much", "ETR.micro is 'much'; give a number"),

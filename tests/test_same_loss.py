@@ -111,7 +111,7 @@ def test_toy_path_and_llm_path_are_bit_equal(name: str) -> None:
     add_gradients(
         recipe.objective,
         one_run,
-        lambda rows: llm.keep(trainer.log_probs(sampled, rows)[0]),
+        lambda rows: {"log_probs": llm.keep(trainer.log_probs(sampled, rows)[0])},
         recipe.objective.denominator(one_run.response_mask),
         parts,
         llm.observe,

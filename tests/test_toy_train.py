@@ -91,7 +91,7 @@ def test_micro_batches_of_any_size_do_not_change_the_gradient(name: str, parts: 
         add_gradients(
             recipe.objective,
             batch,
-            lambda part: taken_log_probs(moved, index)[..., part, :],
+            lambda part: {"log_probs": taken_log_probs(moved, index)[..., part, :]},
             denominator,
             split(64, n),
             lambda part, out, rows=rows: rows.append(out.per_token.shape[-2]),  # type: ignore[misc]

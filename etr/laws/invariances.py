@@ -15,16 +15,18 @@ from etr.registry import get
 
 @law
 def padding_is_inert(objective: Objective) -> None:
-    """3. NaN on padding changes no bit of loss or gradient."""
+    """3. NaN on padding changes no bit of loss or gradient, and neither do weights of one."""
     batch = random_batch(objective)
     batch = dataclasses.replace(batch, advantages=batch.token_advantages.expand_as(batch.log_probs))
+    batch = dataclasses.replace(batch, weights=torch.ones_like(batch.log_probs))
     names = (*TOKEN_FIELDS, "advantages")
     spoilt: dict[str, Any] = {n: torch.where(batch.response_mask, getattr(batch, n), torch.nan) for n in names}
     assert batch.full_log_probs is not None  # a random batch has every input
     kept = batch.response_mask.unsqueeze(-1)
     spoilt["full_log_probs"] = torch.where(kept, batch.full_log_probs, torch.nan)
     got = loss_and_gradient(objective, dataclasses.replace(batch, **spoilt))
-    for what, a, b in zip(("loss", "gradient"), got, loss_and_gradient(objective, batch), strict=True):
+    wanted = loss_and_gradient(objective, dataclasses.replace(batch, weights=None))
+    for what, a, b in zip(("loss", "gradient"), got, wanted, strict=True):
         holds(f"NaN on padding must not change the {what}", a == b, a)
 
 

@@ -136,7 +136,7 @@ class Trainer:
             add_gradients(
                 objective,
                 batch,
-                lambda rows: self.log_probs(rollout, rows)[0],
+                lambda rows: {"log_probs": self.log_probs(rollout, rows)[0]},
                 denominator,
                 self.micro_batches(len(batch.log_probs)),
                 observe if last or not first else None,
