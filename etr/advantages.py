@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from etr.errors import InputError, unknown
-from etr.groups import Groups
+from etr.groups import Groups, found
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,10 +71,10 @@ def get_estimator(name: str) -> Estimator:
 
 def _groups(rewards: Tensor, group_ids: Tensor) -> Groups:
     groups = Groups(rewards, group_ids)
-    if not bool(torch.isfinite(rewards).all()):
+    if found(~torch.isfinite(rewards)):
         where = (~torch.isfinite(rewards)).nonzero()[0].tolist()
         raise InputError(f"reward at index {where} is {rewards[tuple(where)].item()}; mend the reward function")
-    if bool((groups.size < 2).any()):
+    if found(groups.size < 2):
         where = (groups.size < 2).nonzero()[0].tolist()
         raise InputError(
             f"the response at index {where} is alone in its group; group-relative advantages need "

@@ -50,7 +50,7 @@ def append_line(path: Path, line: str) -> None:
     except OSError as error:
         raise InputError(
             f"cannot write '{path}' ({error.strerror}); its earlier rows are intact: "
-            "free some space and continue with --resume"
+            "free some space, and continue with --resume if the run has stopped"
         ) from error
 
 

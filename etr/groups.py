@@ -49,7 +49,7 @@ def group_stats(rewards: Tensor, group_ids: Tensor, reward_range: tuple[float, f
         raise InputError(f"reward_range is ({low:g}, {high:g}); give (low, high) with low < high")
     groups = Groups(rewards, group_ids)
     bad = ~((rewards >= low) & (rewards <= high))  # also true for NaN
-    if bool(bad.any()):
+    if found(bad):
         where = bad.nonzero()[0].tolist()
         raise InputError(
             f"reward {rewards[tuple(where)].item():g} at index {where} is outside [{low:g}, {high:g}]; "
@@ -60,6 +60,21 @@ def group_stats(rewards: Tensor, group_ids: Tensor, reward_range: tuple[float, f
     # Equal rewards have variance 0 exactly, also where their mean is rounded.
     var = torch.where(groups.homogeneous(unit), 0.0, groups.mean((unit - mean) ** 2))
     return GroupStats(mean, var, groups.size)
+
+
+def laid_out(groups: int, size: int) -> Tensor:
+    """Ids 0 … 0 1 … 1 2 … 2 …, int64 `[groups·size]`, that carry their group size.
+
+    Whoever gets them need not look at their values, which costs time, and which a compiler cannot do.
+    """
+    ids = torch.arange(groups).repeat_interleave(size)
+    ids.group_size = size  # type: ignore[attr-defined]
+    return ids
+
+
+def found(bad: Tensor) -> bool:
+    """Is any of `bad` true? False while a compiler traces, which has no values to look at."""
+    return not torch.compiler.is_compiling() and bool(bad.any())
 
 
 class Groups:
@@ -107,11 +122,13 @@ def _regular(group_ids: Tensor) -> int:
 
     Such groups are rows of a reshaped tensor, several times faster than a scatter over any ids.
     """
+    if known := getattr(group_ids, "group_size", 0):  # from `laid_out`
+        return int(known)
     if group_ids.ndim != 1 or int(group_ids[-1]) < 0 or group_ids.shape[0] % (int(group_ids[-1]) + 1):
         return 0
     groups = int(group_ids[-1]) + 1
-    laid_out = torch.arange(groups, device=group_ids.device).repeat_interleave(group_ids.shape[0] // groups)
-    return group_ids.shape[0] // groups if bool((group_ids == laid_out).all()) else 0
+    regular = torch.arange(groups, device=group_ids.device).repeat_interleave(group_ids.shape[0] // groups)
+    return group_ids.shape[0] // groups if bool((group_ids == regular).all()) else 0
 
 
 def _dense(group_ids: Tensor, size: int) -> Tensor:

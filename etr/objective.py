@@ -73,7 +73,10 @@ NEEDS: dict[str, str] = {
     "turns": "the number of each token's turn (turns=...)",
     "clusters": "the final answer of each response as a number (clusters=...)",
     "components": "the reward in its parts (components=...)",
+    "hints": "the first tokens of right answers while it samples (etr.samplers)",
+    "resets": "completions that begin behind given tokens (etr.samplers)",
 }
+SAMPLING = frozenset({"hints", "resets"})  # what whoever samples must have; a batch has its sampling behind it
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ class Objective:
 
     def require(self, available: Iterable[str], who: str) -> None:
         """Raise InputError when `who` (a trainer, a batch) cannot supply what this objective needs."""
-        missing = sorted(self.needs - set(available))
+        supplied = set(available)
+        missing = sorted(self.needs - supplied - (SAMPLING if "log_probs" in supplied else set()))
         if missing:
             what = "; ".join(NEEDS.get(name, f"'{name}'") for name in missing)
             raise InputError(f"objective '{self.name}' needs {what}, which {who} does not have")

@@ -1,7 +1,7 @@
-"""One run is one folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, figures/ and more.
+"""One run is one folder: config.yaml, environment.json, metrics.jsonl, figures/ and more.
 
-Rows of metrics are appended as they come and everything else is written in one step, so a run that is killed
-at any moment leaves a folder that can be read, reported on and resumed.
+Rows are appended as they come and everything else is written in one step, so a run that is killed at any moment leaves
+a folder that can be read, reported on and resumed. Rows that a full disk refuses wait in memory for room.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,23 +19,22 @@ from typing import Any, Self
 
 import yaml
 
-from etr.board import Board
 from etr.environment import environment
 from etr.errors import InputError
 from etr.files import append_line, atomic_write, read_json, to_json
 
 CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
 
-__all__ = ["RunFolder", "atomic_write", "default_out", "is_run", "read_config", "read_metrics"]
+__all__ = ["RunFolder", "atomic_write", "default_out", "is_run", "read_config", "read_metrics", "read_rows"]
 
 
 class RunFolder:
     """The folder of one run, open for writing; made by `create` or `resume`, closed by `close` or `with`."""
 
-    def __init__(self, path: Path, first_step: int = 0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.figures = path / "figures"
-        self._board = Board(path / "tensorboard", first_step)
+        self._waiting: list[tuple[str, str]] = []  # file and line, in the order in which they came
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, object], *, overwrite: bool = False) -> Self:
@@ -59,22 +59,37 @@ class RunFolder:
         """
         if not is_run(path):
             raise InputError(f"'{path}' holds no run to resume; give the folder of one or omit --resume")
-        run = cls(path, first_step=step)
-        if (path / METRICS).exists():
-            rows = [row for row in read_metrics(path) if row["step"] < step]
-            run.write_text(METRICS, "".join(to_json(row) + "\n" for row in rows))
+        run = cls(path)
+        for file in path.glob("*.jsonl"):
+            rows = [row for row in read_rows(file) if row["step"] < step]
+            run.write_text(file.name, "".join(to_json(row) + "\n" for row in rows))
         record = read_json(path / ENVIRONMENT)
         record.setdefault("resumed", []).append({"step": step, **environment()})
         run.write_json(ENVIRONMENT, record)
         return run
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one row to metrics.jsonl, at once, and to TensorBoard; NaN and ±inf are stored as null."""
+        """Append one row to metrics.jsonl, at once; NaN and ±inf are stored as null. See `append` for a full disk."""
         if "step" in metrics:
             raise InputError("a metric may not be called 'step', which numbers the rows; choose another name")
-        values = {name: float(value) for name, value in metrics.items()}
-        append_line(self.path / METRICS, to_json({"step": step, **values}))
-        self._board.add(step, values)
+        self.append(METRICS, [{"step": step, **{name: float(value) for name, value in metrics.items()}}])
+
+    def append(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
+        """Add lines, each with its "step", to a .jsonl file; those that a full disk refuses wait, with one warning."""
+        told = bool(self._waiting)
+        self._waiting += [(name, to_json(row)) for row in rows]
+        try:
+            self.flush()
+        except InputError as error:
+            if not told:
+                warnings.warn(f"{error}; new rows wait in memory", RuntimeWarning, stacklevel=2)
+
+    def flush(self) -> None:
+        """Write the lines that wait. Raises InputError when the system still refuses."""
+        while self._waiting:
+            name, line = self._waiting[0]
+            append_line(self.path / name, line)
+            del self._waiting[0]
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run in one step."""
@@ -85,8 +100,8 @@ class RunFolder:
         self.write_text(name, to_json(value, indent=2) + "\n")
 
     def close(self) -> None:
-        """Flush what is still on its way to TensorBoard; a closed folder stays readable."""
-        self._board.close()
+        """Write what still waits; a closed folder stays readable. Raises InputError when the system refuses."""
+        self.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +109,11 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except InputError:
+            if error is None:  # otherwise what ended the run is the news
+                raise
 
 
 def is_run(path: Path) -> bool:
@@ -122,14 +141,21 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
     Raises InputError if the file is missing, or broken anywhere else.
     """
-    file = path / METRICS
+    return read_rows(path / METRICS, _metrics)
+
+
+def read_rows(file: Path, parse: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> list[dict[str, Any]]:
+    """Rows of a .jsonl file of a run, each with its "step"; a last line cut off by a kill is left out.
+
+    Raises InputError if the file is missing, or broken anywhere else.
+    """
     try:
         *lines, last = file.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"cannot read '{file}' ({error.strerror}); give the folder of a run that has steps") from error
-    rows = [_row(line, f"'{file}' line {number}") for number, line in enumerate(lines, 1)]
+    rows = [_row(line, f"'{file}' line {number}", parse) for number, line in enumerate(lines, 1)]
     try:
-        return [*rows, _row(last, "")]  # whole but for its line end
+        return [*rows, _row(last, "", parse)]  # whole but for its line end
     except InputError:
         return rows
 
@@ -161,12 +187,13 @@ def _make_room(path: Path, overwrite: bool) -> None:
         raise InputError(f"cannot use '{path}' for a run ({error.strerror}); choose another --out") from error
 
 
-def _row(line: bytes, where: str) -> dict[str, float]:
+def _row(line: bytes, where: str, parse: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        return {
-            "step": int(row.pop("step")),
-            **{k: math.nan if v is None else float(v) for k, v in row.items()},
-        }
+        return {"step": int(row.pop("step")), **parse(row)}
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"{where} is not a row of metrics; mend the file or repeat the run") from error
+        raise InputError(f"{where} is not a row of the run; mend the file or repeat the run") from error
+
+
+def _metrics(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else float(value) for name, value in row.items()}

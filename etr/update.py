@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from etr.batch import Batch, LossOutput
@@ -48,17 +49,22 @@ def add_gradients(
     observe: Observe | None = None,
     *,
     scale: float = 1.0,
-) -> None:
+) -> Tensor:
     """Add the gradient of the loss of a whole rollout batch to the parameters' `.grad`, one micro-batch at a time.
+
+    Returns that loss, the sum over the parts, `[*R]`.
 
     batch: prepared, `[*R, B, T]`; forward: rows of the batch to the current policy's columns of them, with graph:
     log_probs `[*R, b, T]` and what else the objective needs of it; denominator: `objective.denominator` of the whole
     batch, so that any split gives the same gradient; parts: the rows of each micro-batch; observe: sees every
     micro-batch and its loss (for metrics); scale: a factor of the gradient alone, for trainers whose ranks average.
     """
+    total = torch.zeros_like(denominator)
     for rows in parts:
         part = micro_batch(batch, rows, forward(rows))
         out = policy_loss(objective, part, denominator, check=False)
+        total = total + out.loss.detach()
         (scale * out.loss.sum()).backward()  # runs do not mix, so the gradient of the sum is each run's own
         if observe is not None:
             observe(part, out)
+    return total

@@ -145,7 +145,7 @@ def test_bench_prints_ratios_and_writes_json(
 ) -> None:
     from etr.bench import loss, toy
 
-    monkeypatch.setattr("etr.cli.reports._pin", lambda threads: None)  # the other tests keep their cores
+    monkeypatch.setattr("etr.cli.bench._pin", lambda threads: None)  # the other tests keep their cores
     monkeypatch.setattr(toy.bench_toy, "__defaults__", (2, 2, 1))
     monkeypatch.setattr(toy, "OURS", {"etr": {}})
     for slow in ("bench_growth", "bench_memory"):

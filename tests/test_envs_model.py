@@ -79,6 +79,13 @@ def test_a_prefix_is_kept_and_the_rest_follows_from_it() -> None:
     certain = logits.clone()  # a policy that always gives the hint draws the rest in the same way
     certain[:, torch.arange(8), 0, model.solutions[:, 0]] += 1000
     assert torch.equal(model.sample(certain, uniforms), hinted)
+    both = model.solutions[:, None, :2].expand(2, 8, 30, 2)
+    given = torch.arange(30).remainder(3).expand(2, 8, 30)  # none, one, two, none, ...
+    mixed = model.sample(logits, uniforms, prefix=both, given=given)
+    assert torch.equal(mixed[..., 0::3, :], free[..., 0::3, :]) and torch.equal(
+        mixed[..., 1::3, :], hinted[..., 1::3, :]
+    )
+    assert torch.equal(mixed[..., 2::3, :], model.sample(logits, uniforms, prefix=both)[..., 2::3, :])
 
 
 def test_without_checks_everything_is_one_graph_that_looks_at_no_data() -> None:
@@ -189,6 +196,19 @@ BAD: list[tuple[Any, str]] = [
     (
         lambda: full_model().sample(rand(P, 4, V, seed=0), rand(P, 6, T, seed=0), tokens(group=6)[0, ..., :1] + 3),
         "outside the vocabulary; give tokens from 0 to 2",
+    ),
+    (
+        lambda: full_model().sample(
+            rand(P, 4, V, seed=0),
+            rand(P, 6, T, seed=0),
+            tokens(group=6)[0, ..., :1],
+            given=torch.full((P, 6), 2),
+        ),
+        "given has shape (3, 6) and dtype torch.int64; give int64 of shape (3, 6), from 0 to the prefix's 1 tokens",
+    ),
+    (
+        lambda: full_model().sample(rand(P, 4, V, seed=0), rand(P, 6, T, seed=0), given=torch.ones(P, 6).long()),
+        "prefix has shape None; give (3, 6, 'k') with k below 2",
     ),
     (lambda: full_model().answers(tokens()[0, 0]), "sequences have shape (50, 2); give [..., 3, group, 2]"),
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import torch
 from etr.errors import InputError
 from etr.llm import evaluate as module
 from etr.llm.evaluate import Answers, EvalResult, evaluate, summarize
+from etr.llm.majority import majority, votes
 from etr.llm.models import tiny_model
+from etr.llm.rewards import Grader
 from etr.llm.rollout import Rollout, TransformersEngine, pack
 from etr.llm.tasks import Task, load_task
 
@@ -38,7 +42,7 @@ def run(task: Task | None = None, seed: int = 0, **options: int) -> tuple[EvalRe
     language_model, calls = tiny_model(), []
     settings = {"items": 12, "samples": 8, **options}
     result = evaluate(
-        language_model, task or load_task("copy", split="held-out"), TransformersEngine(language_model, 4),
+        language_model, task or load_task("copy", split="held-out"), TransformersEngine(language_model, 4, 1.0),
         ks=(1, 4, 8), seed=seed, progress=lambda done, total: calls.append((done, total)), **settings,
     )  # fmt: skip
     return result, calls
@@ -65,20 +69,18 @@ class Echo:
     def __init__(self) -> None:
         self.seeds: list[int] = []
 
-    def generate(self, prompts: list[list[int]], group_size: int, seed: int) -> Rollout:
-        self.seeds.append(seed)
+    def generate(self, prompts: list[list[int]], group_size: int, seeds: Sequence[int]) -> Rollout:
+        self.seeds += seeds
         rows = torch.tensor([[*prompt, prompt[0]] for prompt in prompts for _ in range(group_size)])
         return pack(rows, torch.ones_like(rows[:, :-1]), eos_ids=(1,))
 
-    def sync(self, model: object) -> None: ...
 
-
-def test_answers_stay_with_their_items_and_batches_have_seeds_of_their_own() -> None:
+def test_answers_stay_with_their_items_and_each_has_a_seed_of_its_own() -> None:
     engine = Echo()
     result = evaluate(tiny_model(), load_task("copy"), engine, items=40, samples=8, ks=(1,))
     assert result.pass_at[1] == (1.0, 1.0, 1.0)
     assert result.truncated == 1.0
-    assert len(engine.seeds) == len(set(engine.seeds)) == 5
+    assert len(engine.seeds) == len(set(engine.seeds)) == 40 * 8
 
 
 def test_a_seed_fixes_everything_and_batches_do_not_change_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +90,7 @@ def test_a_seed_fixes_everything_and_batches_do_not_change_the_items(monkeypatch
     monkeypatch.setattr(module, "ROWS_PER_BATCH", 1)
     one_by_one, calls = run()
     assert len(calls) == 12
-    assert [row.prompt for row in one_by_one.rows] == [row.prompt for row in first.rows]
+    assert one_by_one == first  # each answer has its own seed, whatever batch it is in
 
 
 def test_no_more_items_than_there_are() -> None:
@@ -110,3 +112,58 @@ def test_wrong_arguments() -> None:
         run(samples=4)
     with pytest.raises(InputError, match="needs at least 2 of them, got 1; evaluate on more"):
         run(items=1)
+
+
+def test_majority_is_the_mean_over_all_subsets_with_ties_split() -> None:
+    answers = ["5", "5", "6", "7", "7", "", "5.0"]  # the right answer is 5; "" does not vote
+    right = [text.startswith("5") for text in answers]
+    good, wrong = votes(answers, right)
+    assert (good, sorted(wrong)) == (3, [1, 2])
+    for k in range(1, len(answers) + 1):
+        scores = []
+        for subset in combinations(zip(answers, right, strict=True), k):
+            counts = Counter("right" if ok else text for text, ok in subset if text)
+            top = [name for name, count in counts.items() if count == max(counts.values())]
+            scores.append(top.count("right") / len(top) if top else 0.0)
+        assert majority(good, wrong, 1, k) == pytest.approx(sum(scores) / len(scores), abs=1e-12), k
+
+
+def test_measures_of_partial_rewards_and_of_majorities() -> None:
+    rows = graded([1.0, 1.0, 0.0, 0.5], [0.0, 0.5, 0.5, 0.0])
+    rows[0].texts[:], rows[1].texts[:] = ["5", "5", "6", "6"], ["1", "2", "2", "3"]
+    result = summarize(rows, ks=(1, 4))
+    assert result.average.estimate == pytest.approx((2.5 / 4 + 1 / 4) / 2)
+    assert result.pass_at[1].estimate == pytest.approx((2 / 4 + 0) / 2)  # only the whole reward is a right answer
+    assert result.majority_at[4].estimate == pytest.approx((0.5 + 0) / 2)  # two votes each: a tie, split evenly
+    assert result.majority_at[1].estimate == pytest.approx(result.pass_at[1].estimate)
+
+
+def test_a_reward_of_ones_own_grades_the_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def f(prompt, completion, answer):\n    return float(prompt.endswith('='))\n")
+    task = load_task("copy", split="held-out")
+    with Grader(task, f"{tmp_path}/mine.py:f", workers=1) as grader:
+        result = evaluate(
+            tiny_model(), task, TransformersEngine(tiny_model(), 4, 1.0), items=4, samples=2, ks=(1,), grader=grader
+        )
+    assert result.pass_at[1].estimate == 1.0
+
+
+def test_the_command_prints_every_measure_and_warns_of_seen_questions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from etr.cli import main
+
+    monkeypatch.setenv("COLUMNS", "160")
+    file = tmp_path / "bench.jsonl"
+    file.write_text("".join(json.dumps({"problem": f"What is {i}?", "answer": i}) + "\n" for i in range(6)))
+    words = ["eval", "--model", "tiny-random", "--engine", "transformers", "--samples", "4", "--k", "1", "4"]
+    words += ["--max-new-tokens", "3", "--task", str(file), "--out", str(tmp_path / "rows.jsonl")]
+    seen = tmp_path / "seen.jsonl"
+    seen.write_bytes(file.read_bytes())
+    assert main([*words, "--trained-on", str(seen)]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("pass@1", "pass@4", "avg@4", "maj@4", "6 questions, 4 samples each"))
+    assert "6 of the 6 questions" in out  # all of a benchmark is used, not a fifth
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 6
+    assert main(["eval", "--task", str(tmp_path / "none.jsonl")]) == 2
+    assert "cannot read task file" in capsys.readouterr().err

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from etr.errors import FieldError, InputError
-from etr.llm import procedural
-from etr.llm.grading import final_answer, parse_number, same_answer
 from etr.llm.items import Item, user
+from etr.llm.rewards.plain import final_answer, parse_number, same_answer
+from etr.llm.rewards.scores import find
 from etr.llm.tasks import Task, encode, load_task
 
 pytest.importorskip("reasoning_gym")
 
 
 def numbered(size: int) -> Task:
-    return Task("numbers", tuple(Item(user(str(i)), str(i)) for i in range(size)), lambda item, text: 1.0)
+    return Task("numbers", tuple(Item(user(str(i)), str(i)) for i in range(size)), "text")
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,8 @@ def numbered(size: int) -> Task:
         ("12", 12), ("12.", 12), (" -4 ", -4), ("1,234", 1234), ("$1,200.50", Fraction(2401, 2)),
         ("0.5", Fraction(1, 2)), ("1/2", Fraction(1, 2)), ("\N{MINUS SIGN}3", -3), ("50%", 50), ("007", 7),
         ("1/0", None), ("twelve", None), ("1 2", None), ("12 apples", None), ("", None), ("1,23", None), ("-", None),
-        ("9" * 5000, None), ("__import__('os')", None), ("1e9", None),
+        ("0,111", None),
+        ("9" * 5000, None), ("__import__('os')", None), ("1e3", 1000), (".5", Fraction(1, 2)), ("1e9999", None),
     ],
 )  # fmt: skip
 def test_parse_number(text: str, value: Any) -> None:
@@ -41,7 +42,9 @@ def test_parse_number(text: str, value: Any) -> None:
     [
         ("12", "12", "12"), ("7 + 5 = 12.", "12", "12"), ("9-4", "5", "4"), ("= -4", "-4", "-4"), ("=-4", "-4", "-4"),
         ("It costs $1,200 today", "1200", "1,200"), ("I think so", "3", ""), ("", "3", ""), ("x2y", "2", ""),
-        (r"so \boxed{3/4} of 100", "0.75", "3/4"), ("<answer> 5 </answer> or 6", "5", "5"),
+        (r"so \boxed{3/4} of 100", "0.75", "3/4"), (r"\boxed{12\text{ apples}}", "12", "12"),
+        (r"\boxed{12 or 13}", "13", "12 or 13"), ("<think>4</think>5", "5", "5"),
+        ("<answer> 5 </answer> or 6", "5", "5"),
         ("1\n#### 42\n", "42", "42"),
         ("<answer>1</answer> <answer>2</answer>", "2", "2"), (" Paris. ", "Paris", "Paris."),
     ],
@@ -112,12 +115,15 @@ def test_partial_credit_counts_as_wrong() -> None:
         assert countdown.reward(item, text) == 0.0
 
 
-def test_a_scorer_that_fails_on_a_text_counts_it_as_wrong() -> None:
+def test_a_scorer_that_fails_on_a_text_counts_it_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    import reasoning_gym
+
     class Failing:
         def score_answer(self, answer: str, entry: Any) -> float:
             raise RuntimeError(f"cannot parse {answer}")
 
-    score = procedural.scorer(Failing())
+    monkeypatch.setattr(reasoning_gym, "create_dataset", lambda name, **options: Failing())
+    score = find("reasoning-gym:any:{}")
     assert score(Item(user("q"), "blue"), "blue") == 0.0
     assert score(Item(user("q"), "3"), "3") == 1.0  # the right number needs no scorer
 
@@ -174,7 +180,7 @@ def test_jsonl_items(tmp_path: Path) -> None:
         ({"prompt": " ", "answer": "x"}, "line 2 has an unusable 'prompt'; give text, or a list of messages"),
         ({"prompt": [{"role": "user"}], "answer": "x"}, "line 2 has an unusable 'prompt'"),
         ({"prompt": "x", "answer": True}, "line 2 has an unusable 'answer'; give text or a number"),
-        ({"prompt": "x", "answer": None}, "line 2 has an unusable 'answer'"),
+        ({"prompt": "x", "answer": " "}, "line 2 has an unusable 'answer'"),
     ],
 )
 def test_jsonl_mistakes_name_file_and_line(tmp_path: Path, line: Any, message: str) -> None:

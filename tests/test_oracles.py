@@ -299,6 +299,3 @@ def test_refusals() -> None:
         enumerate_groups(logits, DEEP, 5)
     with pytest.raises(InputError, match="group_size is 1; give at least 2"):
         enumerate_groups(logits, DEEP, 1)
-    parts = ExactModel(2, 1, torch.ones(1, 2).double(), components=torch.ones(1, 2, 2).double(), scales=(1.0, 2.0))
-    with pytest.raises(InputError, match="rewards have several parts"):
-        enumerate_groups(random_logits(parts, 20), parts, 2)

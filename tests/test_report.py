@@ -21,7 +21,7 @@ from etr.report.llm import progress, side_by_side
 from etr.runs import RunFolder
 
 NASTY = "<script>alert('x')</script> & <b>\"bold\"</b> {{ 7 * 7 }} </pre>"
-VOID = {"meta", "img", "link", "br", "hr"}
+VOID = {"meta", "img", "link", "br", "hr", "input"}
 
 
 class Page(HTMLParser):

@@ -14,7 +14,7 @@ import pytest
 from etr.cli.reproduce import COMMANDS
 from etr.errors import InputError
 from etr.reproduce import SECTIONS, STATEMENTS, Measured, Result, Statement, Target, check, select
-from etr.reproduce.base import agrees, exactly, printed, published
+from etr.reproduce.base import agrees, exactly, printed, published, sampled_share
 from etr.reproduce.pages import as_json, as_markdown, counts
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +49,15 @@ def test_the_registry() -> None:
 def test_printed_numbers_are_uncertain_by_half_a_digit() -> None:
     found = printed({"a": "1.10", "b": "-1.67e-5", "c": "35"})
     assert [(t.value, t.tolerance) for t in found] == [(1.1, 0.005), (-1.67e-5, 5e-8), (35.0, 0.5)]
+
+
+def test_a_counted_share_is_uncertain_by_its_sample() -> None:
+    """52 % of 2 000: 1.96·√(.52·.48/2 000) = .02190; with ours counted in n = 10 000 (half-width .0098) .02399."""
+    target = sampled_share("share", 0.52, 2000)
+    assert target.tolerance == pytest.approx(0.021896, abs=1e-6) and target.relation == "="
+    ours = Measured(0.52 - 0.0239, 1.96 * math.sqrt(0.25 / 10_000))
+    assert agrees(target, ours) and not agrees(target, ours._replace(value=0.52 - 0.0241))
+    assert not agrees(sampled_share("share", 0.52, 20_000), Measured(0.5, 0.002))
 
 
 def spoilt(statement: Statement, spoil: Callable[[Target], Target]) -> Result:

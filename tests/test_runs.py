@@ -9,20 +9,17 @@ import os
 import re
 import resource
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-    EventAccumulator,
-)
 
 import etr
 from etr.environment import environment, git_commit
 from etr.errors import InputError
 from etr.files import append_line, read_json
-from etr.runs import RunFolder, atomic_write, default_out, is_run, read_config, read_metrics
+from etr.runs import RunFolder, atomic_write, default_out, is_run, read_config, read_metrics, read_rows
 
 CONFIG = {
     "kind": "llm",
@@ -178,7 +175,7 @@ def test_a_broken_row_that_no_kill_explains_is_named(tmp_path: Path, line: bytes
     path = make(tmp_path / "run")
     file = path / "metrics.jsonl"
     file.write_bytes(line + b"\n" + file.read_bytes())
-    with pytest.raises(InputError, match=r"metrics.jsonl' line 1 is not a row of metrics; mend the file"):
+    with pytest.raises(InputError, match=r"metrics.jsonl' line 1 is not a row of the run; mend the file"):
         read_metrics(path)
 
 
@@ -239,34 +236,60 @@ def _disk_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-# ------------------------------------------------------------------------------------------------ TensorBoard
+# ------------------------------------------------------------------------------------------------ rows that wait
 
 
-def _board(path: Path) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(path / "tensorboard")).Reload()
-    return [(event.step, round(event.value, 6)) for event in events.Scalars("reward")]
+def full_after(bytes_: int) -> None:
+    """From now on no file of this process may grow beyond so many bytes: what a full disk does."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-def test_tensorboard_has_the_same_numbers_also_after_a_resume(tmp_path: Path) -> None:
+@pytest.fixture
+def room() -> Iterator[Callable[[int], None]]:
+    """`full_after`, taken back at the end."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield full_after
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_rows_that_a_full_disk_refuses_wait_for_room(tmp_path: Path, room: Callable[[int], None]) -> None:
+    path = tmp_path / "run"
+    with RunFolder.create(path, {}) as run:
+        run.log(0, {"reward": 0.0})
+        room((path / "metrics.jsonl").stat().st_size + 9)
+        with pytest.warns(RuntimeWarning, match=r"cannot write .*; new rows wait in memory") as record:
+            run.log(1, {"reward": 0.1})
+            run.append("samples.jsonl", [{"step": 1, "text": "x" * 99}])
+            run.log(2, {"reward": 0.2})
+        assert len(record) == 1 and steps(path) == [0]
+        with pytest.raises(InputError, match=r"cannot write '.*metrics.jsonl'"):
+            run.flush()
+        room(resource.RLIM_INFINITY)
+        run.log(3, {"reward": 0.3})
+        assert steps(path) == [0, 1, 2, 3]
+    assert read_rows(path / "samples.jsonl") == [{"step": 1, "text": "x" * 99}]
+
+
+def test_rows_that_still_wait_at_the_end_are_not_lost_in_silence(tmp_path: Path, room: Callable[[int], None]) -> None:
+    with pytest.raises(InputError, match=r"cannot write"), RunFolder.create(tmp_path / "a", {}) as run:
+        room(1)
+        with pytest.warns(RuntimeWarning):
+            run.log(1, {"reward": 0.1})
+    room(resource.RLIM_INFINITY)
+    with pytest.raises(ZeroDivisionError), RunFolder.create(tmp_path / "b", {}) as run:
+        room(1)
+        with pytest.warns(RuntimeWarning):
+            run.log(1, {"reward": 0.1})
+        raise ZeroDivisionError  # what ended the run is the news
+
+
+def test_resume_drops_later_rows_of_every_file(tmp_path: Path) -> None:
     path = make(tmp_path / "run", steps=4)
-    assert _board(path) == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.3)]
-    with RunFolder.resume(path, step=2) as run:
-        run.log(2, {"reward": 0.7})
-    assert _board(path) == [(0, 0.0), (1, 0.1), (2, 0.7)]
-
-
-def test_without_tensorboard_the_run_says_so_once_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.warns(RuntimeWarning, match="TensorBoard is not installed") as record:
-        path = make(tmp_path / "run")
-    assert len(record) == 1 and steps(path) == [0, 1, 2]
-
-
-def test_a_board_that_cannot_write_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", _disk_full)
-    with pytest.warns(RuntimeWarning, match=r"stops at step 0 \(No space left on device\)") as record:
-        path = make(tmp_path / "run")
-    assert len(record) == 1 and steps(path) == [0, 1, 2]
+    run = RunFolder(path)
+    run.append("samples.jsonl", [{"step": step, "values": [step, None]} for step in (1, 3)])
+    RunFolder.resume(path, step=3).close()
+    assert steps(path) == [0, 1, 2]
+    assert read_rows(path / "samples.jsonl") == [{"step": 1, "values": [1, None]}]
 
 
 # ------------------------------------------------------------------------------------------------ environment

@@ -14,12 +14,13 @@ from torch import Tensor
 import etr
 from etr import exact
 from etr.errors import InputError
+from etr.groups import laid_out
 from etr.objectives.grpo import GRPO
 from etr.recipe import OptimizerSettings, Recipe, load_recipe
 from etr.toy import compiled as compiling
 from etr.toy.config import ToyConfig
 from etr.toy.policies import POLICIES, make_policy
-from etr.toy.rollout import rollout, supplies, uniforms
+from etr.toy.rollout import Scorer, rollout, supplies, uniforms
 from etr.toy.stack import stacked, stacked_objective
 from etr.toy.together import _jobs, train_together
 from etr.toy.train import train
@@ -329,3 +330,30 @@ def test_regular_groups_agree_with_scattered_ones(estimator: str) -> None:
     for name, column in vars(plain).items():
         torch.testing.assert_close(column, getattr(mixed, name)[:, back])
     assert plain.var[:, 4:8].eq(0).all()
+
+
+def test_ids_that_carry_their_layout_are_the_same_ids() -> None:
+    ids = laid_out(6, 4)
+    assert torch.equal(ids, torch.arange(6).repeat_interleave(4))
+    rewards = torch.rand(3, 24, generator=NUMBERS, dtype=torch.float64)
+    for name, column in vars(etr.group_stats(rewards, ids)).items():
+        assert torch.equal(column, getattr(etr.group_stats(rewards, ids.clone()), name))
+    order = torch.randperm(24, generator=NUMBERS)
+    moved = etr.group_stats(rewards[:, order], ids[order])  # what is cut from them makes no promise
+    assert torch.equal(moved.size, torch.full_like(rewards, 4.0))
+    torch.testing.assert_close(moved.mean, etr.group_stats(rewards, ids).mean[:, order])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", sorted(etr.advantages.ESTIMATORS))
+def test_compiled_scores_are_the_same(estimator: str) -> None:
+    """Also for another group size, which a compiler must notice though no shape says it."""
+    scorer = Scorer(load_recipe("grpo", {"advantage": estimator}))
+    fast = torch.compile(scorer, fullgraph=True, dynamic=False)
+    rewards = (torch.rand(5, 24, generator=NUMBERS, dtype=torch.float64) < 0.4).double()
+    rewards[:, 4:8] = 1.0
+    for ids in (laid_out(6, 4), laid_out(3, 8)):
+        (advantages, group), (want, stats) = fast(rewards, ids), scorer(rewards, ids)
+        torch.testing.assert_close(advantages, want, rtol=1e-12, atol=1e-12)
+        for name, column in vars(stats).items():
+            torch.testing.assert_close(getattr(group, name), column, rtol=1e-12, atol=1e-15)

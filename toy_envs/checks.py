@@ -114,16 +114,28 @@ def check_groups(sequences: Tensor, prompts: int, horizon: int) -> None:
         raise ValueError(f"sequences have shape {tuple(sequences.shape)}; give [..., {prompts}, group, {horizon}]")
 
 
-def check_prefix(prefix: Tensor | None, shape: tuple[int, ...], vocab_size: int) -> None:
-    """Tokens `[*R, P, G, k]`, k < T, for sequences of that shape `[*R, P, G, T]`."""
-    if prefix is None:
+def check_prefix(prefix: Tensor | None, given: Tensor | None, shape: tuple[int, ...], vocab_size: int) -> None:
+    """Tokens `[*R, P, G, k]`, k < T, for sequences of that shape `[*R, P, G, T]`; given: 0 to k, `[*R, P, G]`."""
+    if prefix is None and given is None:
         return
-    if prefix.shape[:-1] != shape[:-1] or prefix.shape[-1] >= shape[-1]:
+    if prefix is None or prefix.shape[:-1] != shape[:-1] or prefix.shape[-1] >= shape[-1]:
+        found = None if prefix is None else tuple(prefix.shape)
         raise ValueError(
-            f"prefix has shape {tuple(prefix.shape)}; give {(*shape[:-1], 'k')} with k below {shape[-1]}, "
+            f"prefix has shape {found}; give {(*shape[:-1], 'k')} with k below {shape[-1]}, "
             "so that a token is left to choose"
         )
     check_tokens(prefix, vocab_size)
+    if given is None:
+        return
+    if (
+        given.shape != shape[:-1]
+        or given.dtype != torch.int64
+        or bool(((given < 0) | (given > prefix.shape[-1])).any())
+    ):
+        raise ValueError(
+            f"given has shape {tuple(given.shape)} and dtype {given.dtype}; give int64 of shape {shape[:-1]}, "
+            f"from 0 to the prefix's {prefix.shape[-1]} tokens"
+        )
 
 
 def check_uniforms(name: str, values: Tensor, shape: tuple[int, ...]) -> None:

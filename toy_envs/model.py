@@ -121,15 +121,26 @@ class ExactModel:
 
     def prefix_states(self, sequences: Tensor, check: bool = True) -> Tensor:
         """State in which each token was chosen: int64 `[..., T]` -> `[..., T]`."""
-        index = self.sequence_index(sequences, check)
-        depths = range(self.horizon)
-        return torch.stack([self.offset(t) + index // self.vocab_size ** (self.horizon - t) for t in depths], -1)
+        if check:
+            checks.check_tokens(sequences, self.vocab_size, self.horizon)
+        states = [torch.zeros_like(sequences[..., 0])]
+        for t in range(self.horizon - 1):  # the children of state s are V·s + 1 to V·s + V
+            states.append(states[-1] * self.vocab_size + 1 + sequences[..., t])
+        return torch.stack(states, -1)
 
-    def sample(self, logits: Tensor, uniforms: Tensor, prefix: Tensor | None = None, check: bool = True) -> Tensor:
+    def sample(
+        self,
+        logits: Tensor,
+        uniforms: Tensor,
+        prefix: Tensor | None = None,
+        check: bool = True,
+        given: Tensor | None = None,
+    ) -> Tensor:
         """Sequences of a tabular softmax policy by inverting its cumulative distribution, int64 `[*R, P, G, T]`.
 
         logits: `[*R, P, states, V]`; uniforms: `[*R, P, G, T]` in [0, 1), the same ones give the same sequences;
-        prefix: int64 `[*R, P, G, k]`, first k < T tokens that are given instead of drawn (a hint, a branch).
+        prefix: int64 `[*R, P, G, k]`, first k < T tokens that are given instead of drawn (a hint, a branch);
+        given: int64 `[*R, P, G]`, how many of the k each sequence takes, None for all.
         """
         if check:
             rows = (self.prompts, self.states, self.vocab_size)
@@ -140,8 +151,8 @@ class ExactModel:
                 )
             shape = (*logits.shape[:-2], *uniforms.shape[-2:-1], self.horizon)
             checks.check_uniforms("uniforms", uniforms, shape)
-            checks.check_prefix(prefix, shape, self.vocab_size)
-        return draw(logits, uniforms, prefix)
+            checks.check_prefix(prefix, given, shape, self.vocab_size)
+        return draw(logits, uniforms, prefix, given)
 
     def verify(self, sequences: Tensor, noise: Tensor, check: bool = True) -> Tensor:
         """Rewards in [0, 1] in the dtype of `noise`: 1.0 where noise < verdict, else 0.0; with components their total.

@@ -19,22 +19,26 @@ def number(tokens: Tensor, vocab_size: int) -> Tensor:
     return total
 
 
-def draw(logits: Tensor, uniforms: Tensor, prefix: Tensor | None = None) -> Tensor:
+def draw(logits: Tensor, uniforms: Tensor, prefix: Tensor | None = None, given: Tensor | None = None) -> Tensor:
     """Sequences by inverting the cumulative distribution at every state, int64 `[*R, P, G, T]`.
 
-    logits: `[*R, P, states, V]`; uniforms: `[*R, P, G, T]` in [0, 1); prefix: the first k tokens, or None.
+    logits: `[*R, P, states, V]`; uniforms: `[*R, P, G, T]` in [0, 1); prefix: the first k tokens, or None; given: how
+    many of them each sequence takes, `[*R, P, G]`, or None for all.
     """
     logits, vocab_size = logits.detach(), logits.shape[-1]  # detached: drawing a token has no gradient
-    given = 0 if prefix is None else prefix.shape[-1]
+    width = 0 if prefix is None else prefix.shape[-1]
     tokens: list[Tensor] = []
     state = torch.zeros_like(uniforms[..., 0], dtype=torch.int64)
     for t in range(uniforms.shape[-1]):
-        if prefix is not None and t < given:
+        if prefix is not None and t < width and given is None:
             tokens.append(prefix[..., t])
         else:  # only rows that are visited: a deep tree has many more states than samples
             visited = state.unsqueeze(-1).expand(*state.shape, vocab_size)
             rows = logits.gather(-2, visited) if t else logits[..., :1, :]
-            tokens.append(_choose(rows.softmax(-1), uniforms[..., t]))
+            token = _choose(rows.softmax(-1), uniforms[..., t])
+            if prefix is not None and t < width and given is not None:
+                token = torch.where(t < given, prefix[..., t], token)
+            tokens.append(token)
         state = state * vocab_size + 1 + tokens[-1]  # the children of state s are V·s + 1 to V·s + V
     return torch.stack(tokens, -1)
 

@@ -22,7 +22,7 @@ from etr.bench.jax_peer import peer
 from etr.groups import group_stats
 from etr.loss import policy_loss
 from etr.recipe import Recipe, load_recipe
-from etr.toy.rollout import taken_log_probs
+from etr.toy.answers import taken_log_probs
 from etr.toy.train import ToyConfig, train
 from etr.toy.update import LEARNING_RATES
 from toy_envs import make_model

@@ -15,6 +15,7 @@ Start here:
   etr toy --recipe etr --set micro=0.3       64 seeds on a bandit, in seconds
   etr compare                                ETR against GRPO and the wide control, with intervals
   etr sweep etr --grid micro=0,0.25,0.5      one recipe at several settings, on the same seeds
+  etr doctor --measure                       will a run work here, and how much of it is rounding
   etr train --recipe etr --steps 20          a real LLM with the same loss, on a laptop
   etr observe runs/my-run                    where a run's entropy went, and whether to worry
   etr check my_file.py:Mine                  the laws of objectives, on one of your own
@@ -26,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tyro.conf import FlagCreatePairsOff
     from tyro.extras import SubcommandApp
 
-    from etr.cli import inspect, llm, observe, reports, reproduce, sweep, toy
+    from etr.cli import bench, doctor, evaluate, inspect, llm, observe, reports, reproduce, sweep, toy
 
     app = SubcommandApp()
-    for module in (inspect, toy, sweep, llm, observe, reports, reproduce):
+    for module in (inspect, toy, sweep, doctor, llm, evaluate, observe, reports, bench, reproduce):
         for name, command in module.COMMANDS.items():
             app.command(command, name=name)
     try:

@@ -1,4 +1,4 @@
-"""`etr train` and `etr eval`: a language model through the same loss."""
+"""`etr train`: a language model through the same loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def train(
     config: OmitArgPrefixes[TrainConfig] = TrainConfig(),  # noqa: B008  (tyro reads the fields; frozen)
     out: Path | None = None,
     overwrite: bool = False,
-    resume: Path | None = None,
+    resume: str | None = None,
     extend_to: int | None = None,
 ) -> None:
     """Train a language model on a verifiable task, with the loss that the toy environments use.
@@ -32,7 +32,7 @@ def train(
 
     Your own things: etr train --recipe my.yaml --model ./my-model --task questions.jsonl --max-new-tokens 64
 
-    After Ctrl-C or a crash: etr train --resume runs/train-etr-20260101-120000
+    After Ctrl-C or a crash: etr train --resume auto
 
     Args:
         recipe: An objective's name, a .yaml file or module:Class.
@@ -40,19 +40,24 @@ def train(
         config: What to train on what, and for how long.
         out: Folder for the run; runs/<name>-<time> if not given.
         overwrite: Replace a run that is already in that folder.
-        resume: Folder of a run to continue from its last checkpoint; all other options are read from it.
+        resume: Folder of a run to continue from its last whole checkpoint, or auto for the newest run under runs/ (or
+            --out) that can continue; all other options are read from it. With auto and an --out that is not there yet a
+            new run starts, so that one command line also serves after a crash.
         extend_to: With --resume: train up to this step instead of the recorded number.
     """
-    from etr.llm import run
+    from etr.llm import resumable, run
+    from etr.llm.distributed import is_main
 
-    if resume is not None:
-        folder = run.resume(resume, extend_to, say, print_step)
+    earlier = None if resume is None else resumable.to_continue(resume, out, extend_to)
+    if earlier is not None:
+        folder = run.resume(earlier, extend_to, say, print_step)
     else:
         loaded = recipe_with(recipe, set_)
         folder = choose_out(out, f"train-{loaded.name}")
         run.start(loaded, config, folder, overwrite, say, print_step)
-    print_outcome(folder)
-    show_report(folder)
+    if is_main():
+        print_outcome(folder)
+        show_report(folder)
 
 
 def say(message: str) -> None:
@@ -75,7 +80,7 @@ def print_step(step: int, steps: int, metrics: dict[str, float]) -> None:
 def print_outcome(folder: Path) -> None:
     """What training changed on held-out questions: pass@k, and one sampled answer to each of a few of them."""
     from etr.files import read_json
-    from etr.llm.run import RESULTS, SAMPLES
+    from etr.llm.held_out import RESULTS, SAMPLES
 
     results = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}
     if "after" not in results:  # not evaluated, or stopped before the end
@@ -90,50 +95,4 @@ def print_outcome(folder: Path) -> None:
     print_table("Sampled answers", ["question", "right answer", "before", "after"], rows)
 
 
-def eval_command(
-    model: str = "smollm2-135m",
-    task: str = "arithmetic",
-    items: int = 50,
-    samples: int = 8,
-    k: tuple[int, ...] = (1, 2, 4, 8),
-    max_new_tokens: int = 8,
-    temperature: float = 1.0,
-    seed: int = 0,
-    out: Path | None = None,
-) -> None:
-    """Evaluate a model on held-out questions: pass@1 and unbiased pass@k with 95 % intervals over questions.
-
-    Example: etr eval --model runs/demo/llm/checkpoints/step-60 --task arithmetic --items 100
-
-    Args:
-        model: smollm2-135m, a Hugging Face folder (a checkpoint of `etr train` is one) or hub id, tiny-random, or
-            toy-llama, which knows only copy-reverse and mod-arithmetic.
-        task: arithmetic, copy-reverse, mod-arithmetic, a reasoning-gym dataset, or a .jsonl file (prompt, answer).
-        items: Held-out questions.
-        samples: Answers sampled for each question.
-        k: The k of pass@k, each at most `samples`.
-        max_new_tokens: Longest answer in tokens.
-        temperature: Sampling temperature.
-        seed: Number that fixes questions and samples.
-        out: File for one JSON line per question with all its answers.
-    """
-    from etr.llm.evaluate import evaluate
-    from etr.llm.models import load_model
-    from etr.llm.rollout import TransformersEngine
-    from etr.llm.tasks import load_task
-
-    held_out = load_task(task, split="held-out", seed=seed)
-    language_model = load_model(model)
-    engine = TransformersEngine(language_model, max_new_tokens, temperature)
-    result = evaluate(language_model, held_out, engine, items=items, samples=samples, ks=k, seed=seed)
-    rows = [[f"pass@{k}", f"{i.estimate:.3f}", f"[{i.low:.3f}, {i.high:.3f}]"] for k, i in result.pass_at.items()]
-    caption = (
-        f"{len(result.rows)} questions, {samples} samples each; intervals: bootstrap over questions. "
-        f"Cut off at {max_new_tokens} tokens: {result.truncated:.0%} of the answers"
-    )
-    print_table(f"{model} on {task}", ["measure", "estimate", "95 % interval"], rows, caption)
-    if out is not None:
-        result.write(out)
-
-
-COMMANDS = {"train": train, "eval": eval_command}
+COMMANDS = {"train": train}

@@ -1,64 +1,90 @@
 """Checkpoints: one folder a step, a normal Hugging Face model folder that also holds what training needs to go on.
 
-Weights and optimizer state are safetensors, the rest is JSON; nothing is unpickled. A checkpoint is written into a
-hidden folder and appears by one rename, and older ones go only after that: a kill at any moment leaves a usable one.
+    model.safetensors, config.json, ...    the weights (with LoRA adapter_model.safetensors instead) and the tokenizer
+    trainer.safetensors, trainer.json      optimiser with master weights, objective state, random states, versions
+    manifest.json                          size and checksum of each file
+
+Nothing is unpickled. A checkpoint is written into a hidden folder and appears by one rename, and older ones go only
+after that: a kill at any moment leaves a usable one. Prompts and samples are a function of (seed, step), so the step is
+the sampler's whole position.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import etr
 from etr.errors import InputError
 from etr.files import read_json, to_json
+from etr.llm import keep, random_states
+from etr.llm.distributed import full
+from etr.llm.lora import has_lora
+from etr.llm.manifest import write_manifest
 from etr.llm.models import LanguageModel
+from etr.llm.nested import put_together, take_apart
 from etr.llm.weights import quiet
 
 TRAINER, TENSORS = "trainer.json", "trainer.safetensors"
+PACKAGES = ("torch", "transformers", "safetensors", "peft", "torchao", "vllm", "numpy")
 
 
 class Checkpoint(NamedTuple):
-    """The last finished step and the tensors of the objective's state, as they were saved."""
+    """What a checkpoint gives back besides weights, optimiser and random states.
+
+    step: the last finished one; state: of objective and controllers; engine_version: of the weights that the rollout
+    engine had; versions: of the packages that wrote it.
+    """
 
     step: int
-    tensors: dict[str, Tensor]
+    state: dict[str, Tensor]
+    engine_version: int
+    versions: dict[str, str]
 
 
 def save(
     folder: Path,
     step: int,
     language_model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    tensors: Mapping[str, Tensor],
+    optimizer: Any,
+    state: Mapping[str, Any],
+    *,
+    engine_version: int = 0,
+    keep_last: int = 1,
+    writes: bool = True,
 ) -> Path:
-    """Write `folder`/step-<step> and then delete the checkpoints of earlier steps; returns the new one.
+    """Write `folder`/step-<step>, then delete all but the newest `keep_last` and the best; returns the new one.
 
-    `tensors` is the objective's state. Raises InputError when the checkpoint exists already or cannot be written (full
-    disk, no permission).
+    optimizer: anything with state_dict(); state: of objective and controllers, plain values and tensors nested at will;
+    writes: False on processes that only help to gather spread tensors. Raises InputError when the checkpoint exists
+    already or cannot be written (full disk, no permission); the previous ones are intact then.
     """
     target, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
-    if target.exists():
+    if target.exists() and writes:
         raise InputError(f"checkpoint '{target}' exists already; choose another folder")
+    values = {"optimizer": optimizer.state_dict(), "objective": dict(state), "random": random_states.read()}
+    plain, tensors = take_apart(values | _adapters(language_model.model), "trainer")
+    weights = _gathered(language_model.model)
+    if not writes:
+        return target
+    record = {"step": step, "engine_version": engine_version, "versions": versions(), "values": plain}
+    record["parameters"] = _parameters(language_model.model)
     try:
-        for stale in folder.glob(".step-*.partial"):  # left by a run that was killed
-            shutil.rmtree(stale)
-        partial.mkdir(parents=True)
-        _write(partial, step, language_model, optimizer, tensors)
+        _make_room(partial)
+        _write(partial, language_model, weights, record, tensors)
         _sync(partial)
         partial.replace(target)
-        for earlier in _finished(folder):
-            if _step(earlier) < step:
-                shutil.rmtree(earlier)
-    except (OSError, SafetensorError) as error:
+        keep.set_link(folder)
+        keep.prune(folder, keep_last)
+    except (OSError, SafetensorError, InputError) as error:
         raise InputError(
             f"cannot write checkpoint '{target}' ({error}); the previous one is intact: free some space or mend "
             "the permissions, and resume"
@@ -68,63 +94,93 @@ def save(
     return target
 
 
-def latest(folder: Path) -> Path | None:
-    """The finished checkpoint of the latest step in `folder`, or None."""
-    return max(_finished(folder), key=_step, default=None)
-
-
-def load(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> Checkpoint:
-    """Put weights and optimizer state of the checkpoint `path` into `model` and `optimizer`, in place.
+def load(path: Path, model: Any, optimizer: Any) -> Checkpoint:
+    """Put weights, optimiser state and random states of the checkpoint `path` in their places.
 
     Raises InputError when the checkpoint is damaged, or belongs to another model or optimizer.
     """
     record = read_json(path / TRAINER)
-    names = _parameter_names(model, optimizer)
-    if record["parameters"] != names:
+    if record.get("parameters") != _parameters(model):
         raise InputError(f"checkpoint '{path}' belongs to a model with other parameters; resume with its own settings")
     try:
-        with quiet():
-            saved = type(model).from_pretrained(path, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict())
-        tensors = load_file(path / TENSORS, device=str(model.device))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        values = put_together(record["values"], load_file(path / TENSORS, device=str(model.device)))
+        _load_weights(path, model, values)
+        optimizer.load_state_dict(values["optimizer"])
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"checkpoint '{path}' cannot be read ({reason}); resume from another one") from error
-    state = {i: _below(tensors, f"optimizer.{name}.") for i, name in enumerate(names)}
-    state = {i: values for i, values in state.items() if values}  # a parameter without a gradient so far has none
-    optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})
-    return Checkpoint(record["step"], _below(tensors, "objective."))
+    random_states.write(values["random"])
+    return Checkpoint(record["step"], values["objective"], record["engine_version"], record["versions"])
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide the bits of a run."""
+    found = {"etr": etr.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _make_room(partial: Path) -> None:
+    """An empty folder to write into, without what killed runs left beside it."""
+    for stale in partial.parent.glob(".step-*.partial"):
+        shutil.rmtree(stale)
+    partial.mkdir(parents=True)
 
 
 def _write(
     folder: Path,
-    step: int,
     language_model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    tensors: Mapping[str, Tensor],
+    weights: dict[str, Tensor] | None,
+    record: dict[str, Any],
+    tensors: dict[str, Tensor],
 ) -> None:
     model = language_model.model
+    options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
     with quiet():
-        model.save_pretrained(folder)  # knows which weights are tied
+        if _adapters(model):
+            options["save_embedding_layers"] = False  # LoRA leaves them alone, and peft would ask the hub about them
+            model.config.save_pretrained(folder)
+        model.save_pretrained(folder, **options)  # knows which weights are tied
         language_model.tokenizer.save_pretrained(folder)
-    names, state = _parameter_names(model, optimizer), optimizer.state_dict()
-    flat = {f"objective.{key}": value for key, value in tensors.items()}
-    for index, values in state["state"].items():
-        flat |= {f"optimizer.{names[index]}.{key}": torch.as_tensor(value) for key, value in values.items()}
-    save_file({key: value.detach().contiguous() for key, value in flat.items()}, folder / TENSORS)
-    record = {"step": step, "parameters": names, "param_groups": state["param_groups"]}
-    (folder / TRAINER).write_text(to_json(record, indent=2), encoding="utf-8")
+    save_file(tensors, folder / TENSORS)
+    (folder / TRAINER).write_text(to_json(record), encoding="utf-8")
+    write_manifest(folder)
 
 
-def _parameter_names(model: Any, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names in the order in which the optimizer numbers its parameters."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+def _adapters(model: Any) -> dict[str, Any]:
+    """The trained tensors of a model with LoRA; nothing for a model that is trained as a whole."""
+    if not has_lora(model):
+        return {}
+    return {"adapters": {name: p for name, p in model.named_parameters() if p.requires_grad}}
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Entries whose key starts with `prefix`, without it."""
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+def _gathered(model: Any) -> dict[str, Tensor] | None:
+    """The weights of a model that is spread over processes, whole; None for any other, which saves itself."""
+    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        return None
+    return {name: full(value) for name, value in model.state_dict().items()}
+
+
+def _load_weights(path: Path, model: Any, values: dict[str, Any]) -> None:
+    if "adapters" in values:
+        model.load_state_dict(values["adapters"], strict=False)  # the rest is the frozen model, loaded by its name
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        saved = AutoModelForCausalLM.from_pretrained(path, dtype=model.dtype)
+    # Unlike load_state_dict it also takes whole tensors for a model that is spread over processes.
+    set_model_state_dict(model, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
+
+
+def _parameters(model: Any) -> list[list[Any]]:
+    """Name and shape of each trained parameter, in the order in which an optimizer numbers them."""
+    return [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad]
 
 
 def _sync(folder: Path) -> None:
@@ -135,11 +191,3 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _finished(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))

@@ -9,6 +9,15 @@ from typing import Any
 
 from etr.errors import FieldError, InputError, unknown
 
+ONE_OR_MORE = ("steps", "prompts", "max_new_tokens", "micro_batch_tokens", "save_every", "keep_last", "eval_samples")
+ZERO_OR_MORE = ("refills", "lora_rank", "eval_items", "eval_every")
+LEAST = {"group_size": 2, **dict.fromkeys(ONE_OR_MORE, 1), **dict.fromkeys(ZERO_OR_MORE, 0)}
+CHOICES = {
+    "overlong": ("keep", "mask", "penalty"),
+    "packing": ("auto", "prefix", "cached", "padded"),
+    "optimizer_state": ("float32", "8bit", "offload"),
+}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -79,10 +88,12 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise InputError for values out of range."""
-        least = {"steps": 1, "prompts": 1, "group_size": 2, "max_new_tokens": 1, "save_every": 1}
-        for name, low in {**least, "eval_items": 0, "eval_samples": 1}.items():
+        for name, low in LEAST.items():
             if getattr(self, name) < low:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least {low}")
+        for name, valid in CHOICES.items():
+            if getattr(self, name) not in valid:
+                raise InputError(unknown(name, getattr(self, name), valid))
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], **changes: Any) -> TrainConfig:

@@ -1,9 +1,10 @@
-"""pass@k on held-out items, with intervals over items."""
+"""pass@k, avg@k and maj@k on held-out items or a benchmark, with intervals over items."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,8 +12,11 @@ import torch
 from etr.errors import InputError
 from etr.files import atomic_write, to_json
 from etr.llm.items import Item
+from etr.llm.majority import majority, votes
 from etr.llm.models import LanguageModel
-from etr.llm.rollout import RolloutEngine, texts
+from etr.llm.rewards import Grader
+from etr.llm.rewards.answers import extract
+from etr.llm.rollout import RolloutEngine, request_seeds, texts
 from etr.llm.tasks import Task, encode
 from etr.stats import Interval, bootstrap, pass_at_k
 
@@ -21,26 +25,32 @@ ROWS_PER_BATCH = 64  # completions sampled at once
 
 @dataclass(frozen=True)
 class Answers:
-    """All sampled answers to one item: texts, their rewards, and whether each ended by itself."""
+    """All sampled answers to one item: texts, rewards, whether each ended by itself, and what it says the answer is."""
 
     prompt: str
     answer: str
     texts: list[str]
     rewards: list[float]
     finished: list[bool]
+    extracted: list[str | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """pass@k of a model on a task, and every answer behind it.
+    """Measures of a model on a task, and every answer behind them; each with a 95 % bootstrap interval over items.
 
-    `pass_at[k]` is the mean over items of the unbiased estimate, with a 95 % bootstrap interval over items; pass@1 is
-    the share of right answers. `truncated` is the share of answers that the length limit cut off.
+    `pass_at[k]` is the mean over items of the unbiased estimate; pass@1 is the share of right answers, those with the
+    greatest reward. `majority_at[k]` is maj@k, exact over all k-subsets of the samples, ties split evenly. `average` is
+    the mean reward, avg@n of the n samples. `truncated` is the share of answers that the length limit cut off.
     """
 
     pass_at: dict[int, Interval]
+    majority_at: dict[int, Interval]
+    average: Interval
     truncated: float
     rows: list[Answers]
+    timeouts: int
+    errors: int
 
     def write(self, path: Path) -> None:
         """One JSON line per item, in one step. Raises InputError when the file cannot be written."""
@@ -57,49 +67,83 @@ def evaluate(
     ks: Sequence[int] = (1, 4, 8),
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    grader: Grader | None = None,
 ) -> EvalResult:
     """Sample `samples` answers to each of `items` items of the task (to all, if it has fewer).
 
-    Items, answers and intervals are fixed by `seed`. `progress(done, total)` hears of every batch of items. Raises
-    InputError when a k exceeds `samples`, or fewer than 2 items are left to resample.
+    Items, answers and intervals are fixed by `seed`. `progress(done, total)` hears of every batch of items. Answers are
+    graded by `grader`, or by the task's own reward. Raises InputError when a k exceeds `samples`, or fewer than 2 items
+    are left to resample.
     """
     if not ks or not 1 <= min(ks) <= max(ks) <= samples:
         raise InputError(f"pass@k needs 1 <= k <= samples, got k {list(ks)} and {samples} samples; change one of them")
     count = min(items, len(task.items))
     if count < 2:
         raise InputError(f"an interval over items needs at least 2 of them, got {count}; evaluate on more")
-    chosen = task.sample(0, count, seed)
+    chosen, numbers = task.sample(0, count, seed), {item.question: i for i, item in enumerate(task.items)}
     size = max(1, ROWS_PER_BATCH // samples)
     rows: list[Answers] = []
-    for start in range(0, count, size):
-        rows += _answers(language_model, task, engine, chosen[start : start + size], samples, seed + start)
-        if progress is not None:
-            progress(len(rows), count)
-    return summarize(rows, ks, seed)
+    failures = [0, 0]
+    with ExitStack() as stack:
+        judge = stack.enter_context(Grader(task)) if grader is None else grader
+        for start in range(0, count, size):
+            batch = chosen[start : start + size]
+            seeds = request_seeds(seed, 0, [numbers[item.question] for item in batch], samples)
+            more, timeouts, errors = _answers(language_model, engine, judge, batch, samples, seeds)
+            rows += more
+            failures = [failures[0] + timeouts, failures[1] + errors]
+            if progress is not None:
+                progress(len(rows), count)
+    return summarize(rows, ks, seed, best=judge.bounds[1], failures=(failures[0], failures[1]))
 
 
-def summarize(rows: list[Answers], ks: Sequence[int], seed: int = 0) -> EvalResult:
-    """pass@k with intervals from graded answers."""
+def summarize(
+    rows: list[Answers], ks: Sequence[int], seed: int = 0, best: float = 1.0, failures: tuple[int, int] = (0, 0)
+) -> EvalResult:
+    """Measures with intervals from graded answers; `best` is the reward of a right one."""
+    right = [[reward == best for reward in row.rewards] for row in rows]
     sampled = torch.tensor([len(row.rewards) for row in rows])
-    right = torch.tensor([sum(row.rewards) for row in rows])
+    hits = torch.tensor([sum(row) for row in right])
     generator = torch.Generator().manual_seed(seed)
-    pass_at = {k: bootstrap(pass_at_k(sampled, right, k), _mean, generator) for k in ks}
+
+    def interval(values: torch.Tensor) -> Interval:
+        return bootstrap(values, lambda drawn: drawn.mean(-1), generator)
+
+    counted = [votes(row.texts, good) for row, good in zip(rows, right, strict=True)]
     finished = [done for row in rows for done in row.finished]
-    return EvalResult(pass_at, 1 - sum(finished) / len(finished), rows)
+    return EvalResult(
+        pass_at={k: interval(pass_at_k(sampled, hits, k)) for k in ks},
+        majority_at={k: interval(_majorities(counted, sampled.tolist(), k)) for k in ks},
+        average=interval(torch.tensor([sum(row.rewards) / len(row.rewards) for row in rows], dtype=torch.float64)),
+        truncated=1 - sum(finished) / len(finished),
+        rows=rows,
+        timeouts=failures[0],
+        errors=failures[1],
+    )
+
+
+def _majorities(counted: list[tuple[int, list[int]]], sampled: list[int], k: int) -> torch.Tensor:
+    values = [
+        majority(good, wrong, n - good - sum(wrong), k) for (good, wrong), n in zip(counted, sampled, strict=True)
+    ]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _answers(
-    language_model: LanguageModel, task: Task, engine: RolloutEngine, items: list[Item], samples: int, seed: int
-) -> list[Answers]:
-    rollout = engine.generate([encode(language_model.tokenizer, item) for item in items], samples, seed)
+    language_model: LanguageModel,
+    engine: RolloutEngine,
+    grader: Grader,
+    items: list[Item],
+    samples: int,
+    seeds: Sequence[int],
+) -> tuple[list[Answers], int, int]:
+    """Graded answers to some items, and how many could not be graded in time or at all."""
+    rollout = engine.generate([encode(language_model.tokenizer, item) for item in items], samples, seeds)
     sampled, finished = texts(language_model, rollout), rollout.finished.tolist()
+    grades = grader.grade([item for item in items for _ in range(samples)], sampled)
     rows = []
     for i, item in enumerate(items):
         part = slice(i * samples, (i + 1) * samples)
-        rewards = [task.reward(item, text) for text in sampled[part]]
-        rows.append(Answers(item.prompt, item.answer, sampled[part], rewards, finished[part]))
-    return rows
-
-
-def _mean(values: torch.Tensor) -> torch.Tensor:
-    return values.mean(-1)
+        extracted = [extract(text) for text in sampled[part]]
+        rows.append(Answers(item.prompt, item.answer, sampled[part], grades.rewards[part], finished[part], extracted))
+    return rows, grades.timeouts, grades.errors

@@ -12,11 +12,15 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """A question as chat messages, its right answer, and what a library's own scorer may need (`entry`)."""
+    """A question as chat messages, its right answer, and what a library's own scorer may need (`entry`).
+
+    `asked` is the bare question where the prompt adds an instruction to it; it identifies the item.
+    """
 
     messages: tuple[Message, ...]
     answer: str
     entry: Mapping[str, Any] | None = field(default=None, compare=False)
+    asked: str = ""
 
     @property
     def prompt(self) -> str:
@@ -24,9 +28,14 @@ class Item:
         return self.messages[-1]["content"]
 
     @property
-    def question(self) -> str:
-        """The text that identifies the item: the contents of its messages."""
+    def text(self) -> str:
+        """The contents of all messages: the prompt of a model that knows no chat."""
         return "\n".join(message["content"] for message in self.messages)
+
+    @property
+    def question(self) -> str:
+        """The text that identifies the item, whatever instruction the prompt adds."""
+        return self.asked or self.text
 
 
 def user(text: str) -> tuple[Message, ...]:

@@ -1,7 +1,8 @@
-"""Log-probabilities of sampled tokens without ever holding the logits of a whole batch.
+"""Log-probabilities and entropies of sampled tokens without ever holding the logits of a whole batch.
 
-With a vocabulary of 50k to 150k, float32 logits [B, T, V] are the largest tensors of training by far. Here the head is
-applied to a chunk of tokens at a time, and each chunk is computed again in the backward pass instead of being stored.
+With a vocabulary of 50k to 150k, float32 logits [N, V] are the largest tensors of training by far. Here the forward pass
+keeps two numbers per token, log-sum-exp and entropy, and the backward pass computes the logits once more, in blocks of
+the vocabulary: each block of the head's gradient is then one matrix product, written once and never accumulated.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from etr.errors import InputError
-from etr.llm.prompts import can_share_prompts, full_hidden, shared_hidden
+from etr.llm.packing import prefix_hidden
+from etr.llm.prompts import full_hidden, shared_hidden
+
+HELD = 2**25  # logits held at once: 128 MB of float32; measured on a CPU, smaller is slower and larger is not faster
 
 
 def token_log_probs(
@@ -24,73 +28,147 @@ def token_log_probs(
     temperature: float = 1.0,
     *,
     head_bias: Tensor | None = None,
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """log π(token) and the entropy of π, where π = softmax((W h + b) / temperature), in float32.
+    """log π(token) and the entropy of π, where π = softmax((W h + b) / temperature), at least in float32.
 
     Shapes: hidden [N, H], head_weight [V, H], head_bias [V], tokens [N] -> log_probs [N], entropy [N] (nats, over the
-    full vocabulary). The log-probabilities of a chunk equal `log_softmax` over its logits bit for bit. Gradients flow
-    through both outputs, so that an entropy bonus works.
+    full vocabulary). The log-probabilities equal `log_softmax` over the model's own logits bit for bit. chunk: hold the
+    logits of so many tokens at once, by default as many as fit into about 128 MB.
+
+    Gradients flow through both outputs, and entropy's costs nothing unless it is asked for. With logits x = (W h + b) /
+    temperature, p = π and H its entropy, ∂ log π(token) / ∂x = onehot(token) − p and ∂H / ∂x = −p (log p + H).
     """
-    parts = [
-        checkpoint(_chunk_log_probs, *part, head_weight, head_bias, temperature, use_reentrant=False)
-        for part in zip(hidden.split(chunk), tokens.split(chunk), strict=True)
-    ]
-    log_probs, entropy = zip(*parts, strict=True)
-    return torch.cat(log_probs), torch.cat(entropy)
+    held = HELD if chunk is None else chunk * head_weight.shape[0]
+    outputs: tuple[Tensor, Tensor] = _TokenLogProbs.apply(hidden, head_weight, head_bias, tokens, temperature, held)
+    return outputs
 
 
-def _chunk_log_probs(
-    hidden: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | None, temperature: float
-) -> tuple[Tensor, Tensor]:
+class _TokenLogProbs(torch.autograd.Function):
+    """Forward in chunks of tokens, so that each row of logits is whole; backward in blocks of the vocabulary."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, held: int
+    ) -> tuple[Tensor, Tensor]:
+        chunk = max(1, held // weight.shape[0])
+        parts = [
+            _chunk(_logits(h, weight, bias, temperature), t)
+            for h, t in zip(hidden.split(chunk), tokens.split(chunk), strict=True)
+        ]
+        log_probs, entropy, log_sum = (torch.cat(values) for values in zip(*parts, strict=True))
+        ctx.save_for_backward(hidden, weight, bias, tokens, log_sum, entropy)
+        ctx.temperature, ctx.held = temperature, held
+        ctx.set_materialize_grads(False)  # so that a gradient of entropy that nobody asks for is None
+        return log_probs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_log_probs: Tensor | None, d_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, tokens, log_sum, entropy = ctx.saved_tensors
+        temperature, (for_hidden, for_weight, for_bias) = ctx.temperature, ctx.needs_input_grad[:3]
+        d_hidden = torch.zeros_like(hidden, dtype=log_sum.dtype) if for_hidden else None  # a sum over blocks
+        d_weight = torch.empty_like(weight) if for_weight else None
+        d_bias = torch.empty_like(bias) if for_bias else None
+        if d_log_probs is None:
+            d_log_probs = torch.zeros_like(log_sum)
+        rows, block = torch.arange(len(tokens), device=tokens.device), max(1, ctx.held // max(1, len(tokens)))
+        for start in range(0, len(weight), block):
+            part = slice(start, start + block)
+            w, b = weight[part], None if bias is None else bias[part]
+            log_pi = _logits(hidden, w, b, temperature).sub_(log_sum[:, None])
+            gradient = _smooth_gradient(log_pi, entropy, d_log_probs, d_entropy)
+            # A token lies in one block only; to the others it adds 0 at their edge, which spares a wait for the GPU.
+            column = (tokens - start).clamp(0, len(w) - 1)
+            gradient[rows, column] += d_log_probs * (tokens == start + column)
+            if temperature != 1.0:
+                gradient.div_(temperature)
+            if d_bias is not None:
+                d_bias[part] = gradient.sum(0)
+            gradient = gradient.to(hidden.dtype)
+            if d_weight is not None:
+                torch.mm(gradient.T, hidden, out=d_weight[part])
+            if d_hidden is not None:
+                d_hidden.add_(gradient @ w)
+        return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """The model's own logits over the temperature, then raised to float32; a fresh tensor."""
     logits = F.linear(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature != 1.0:
-        logits = logits / temperature
-    log_pi = torch.log_softmax(logits, dim=-1)
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _chunk(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log π(token), entropy and log-sum-exp of a chunk of tokens; overwrites the logits."""
+    chosen = logits.gather(-1, tokens[:, None]).squeeze(-1)
+    log_pi = torch.log_softmax(logits, dim=-1, out=logits)
     log_probs = log_pi.gather(-1, tokens[:, None]).squeeze(-1)
-    entropy = -(log_pi.exp() * log_pi).sum(-1)
-    return log_probs, entropy
+    entropy = -log_pi.exp().mul_(log_pi).sum(-1)
+    return log_probs, entropy, chosen - log_probs
+
+
+def _smooth_gradient(log_pi: Tensor, entropy: Tensor, d_log_probs: Tensor, d_entropy: Tensor | None) -> Tensor:
+    """Gradient at a block of logits but for the one-hot part, −p (g + e (log p + H)), [N, block]; overwrites log π."""
+    if d_entropy is None:
+        return log_pi.exp_().mul_(-d_log_probs[:, None])
+    p = log_pi.exp()
+    factor = log_pi.add_(entropy[:, None]).mul_(d_entropy[:, None]).add_(d_log_probs[:, None])
+    return p.mul_(factor.neg_())
 
 
 def completion_log_probs(
-    model: Any, sequences: Tensor, attention_mask: Tensor, prompt_width: int, temperature: float = 1.0
+    model: Any,
+    sequences: Tensor,
+    attention_mask: Tensor,
+    prompt_width: int,
+    temperature: float = 1.0,
+    packing: str = "padded",
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of the completion tokens of left-padded sequences.
+    """Log-probabilities and entropies of the completion tokens of left-padded sequences, in one forward pass.
 
     Shapes: sequences and attention_mask [B, P + T], prompt_width P -> [B, T] each, zero where attention_mask is 0. The
-    head sees only the positions that predict a kept completion token.
+    head sees only the positions that predict a kept completion token. packing: prefix, cached or padded.
     """
     kept = attention_mask[:, prompt_width:].bool()
-    read = shared_hidden if can_share_prompts(model) else full_hidden
-    hidden = read(model, sequences, attention_mask, prompt_width)[kept]
+    tokens, width = sequences[:, prompt_width:][kept], prompt_width
+    first = int(attention_mask[:, :width].any(0).long().argmax())  # columns of padding alone need no pass
+    last = width + int(kept.sum(-1).max())
+    rows = (sequences[:, first:last], attention_mask[:, first:last], width - first)
+    if packing == "prefix":
+        hidden = prefix_hidden(model, *rows)
+    else:
+        read = shared_hidden if packing == "cached" else full_hidden
+        hidden = read(model, *rows)[kept[:, : last - width]]
     head = model.get_output_embeddings()
-    tokens, bias = sequences[:, prompt_width:][kept], getattr(head, "bias", None)
-    values = token_log_probs(hidden, head.weight, tokens, temperature, head_bias=bias)
+    hidden = hidden.to(head.weight.dtype)  # a wrapper may hand it over in float32
+    values = token_log_probs(hidden, head.weight, tokens, temperature, head_bias=getattr(head, "bias", None))
     log_probs, entropy = (value.new_zeros(kept.shape).masked_scatter(kept, value) for value in values)
     return log_probs, entropy
 
 
-def check_log_probs(model: Any) -> None:
+def check_log_probs(model: Any, packing: str = "padded") -> None:
     """Raise `InputError` unless `completion_log_probs` agrees with the logits the model itself returns.
 
-    Some families scale or softly cap their logits, each under a config name of its own, and `completion_log_probs`
-    would be wrong for them without a sign; so the two are compared on short sequences instead of reading names.
+    Some families softly cap their logits or find positions in a way of their own, each under a config name of its own,
+    and `completion_log_probs` would be wrong for them without a sign; so the two are compared on short sequences instead
+    of reading names.
     """
     head = model.get_output_embeddings()
     if head is None:
         raise InputError(f"{type(model).__name__} has no output embedding; give a causal language model")
-    tokens = torch.arange(4 * 6, device=model.device).view(4, 6) % head.weight.shape[0]
+    tokens = torch.arange(4 * 6, device=model.device).view(4, 6) % model.config.get_text_config().vocab_size
     tokens[1::2, :3] = tokens[::2, :3]  # two prompts, each with two completions
     with torch.no_grad():
         log_pi = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
         expected = log_pi[:, 2:-1].gather(-1, tokens[:, 3:, None]).squeeze(-1)
-        found, _ = completion_log_probs(model, tokens, torch.ones_like(tokens), prompt_width=3)
+        found, _ = completion_log_probs(model, tokens, torch.ones_like(tokens), prompt_width=3, packing=packing)
     # Half precision rounds each layer differently in the two computations; a missing scale is far larger than this.
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
     error = (found - expected).abs().max().item()
     if not error < tolerance:
         raise InputError(
-            f"log-probabilities of {type(model).__name__} computed from its hidden states differ from its own by "
-            f"{error:.2g} (does it scale or cap its logits?); choose a model whose logits come straight from its head"
+            f"log-probabilities of {type(model).__name__} computed from its hidden states ({packing}) differ from its "
+            f"own by {error:.2g} (does it cap its logits?); choose a model whose logits come straight from its head"
         )

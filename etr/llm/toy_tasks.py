@@ -23,11 +23,6 @@ def toy_items(name: str, seed: int) -> list[Item]:
     return [Item(user(question), answer) for question, answer in random.Random(seed).sample(pairs, len(pairs))]
 
 
-def score_exactly(item: Item, completion: str) -> float:
-    """1 for the answer and not a character more."""
-    return float(completion == item.answer)
-
-
 def _copy_reverse() -> list[tuple[str, str]]:
     words = ["".join(letters) for length in LENGTHS for letters in product(LETTERS, repeat=length)]
     return [pair for word in words for pair in ((f">{word}", word), (f"<{word}", word[::-1]))]

@@ -1,114 +1,130 @@
 """The LLM trainer: the toy trainer's loop with a language model in the place of the table.
 
-    prompts -> G sampled completions each -> rewards -> advantages -> K updates x micro-batches -> metrics, checkpoint
+    prompts -> G sampled completions each -> rewards -> advantages -> K updates x micro-batches -> engine, metrics
 
 What this loop does, so that a ratio means what the papers say:
 1. Old log-probs are the trainer's own, computed with the same micro-batches as the update, so r = 1 at first.
 2. Temperature is the same in sampling and in log-probs; nothing else bends the sampling distribution.
-3. Group statistics and advantages are taken on whole groups, before any split.
-4. One denominator per optimiser step for all its micro-batches.
-5. Everything random is a function of (seed, step): a resumed run continues as if it had never stopped.
+3. Group statistics and advantages are taken on whole groups, over all processes, before any split.
+4. One denominator per optimiser step for all its micro-batches and processes.
+5. After every update the engine gets the new weights, and a canary checks that it uses them.
+6. Everything random is a function of (seed, step): a resumed run continues as if it had never stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from etr import diagnostics, observatory
 from etr.batch import Batch, LossOutput, Mean
-from etr.errors import InputError
 from etr.groups import group_stats
+from etr.llm import samples
+from etr.llm.canary import Canary, largest, mismatch
+from etr.llm.collect import Collected, Collector
 from etr.llm.config import TrainConfig
-from etr.llm.log_probs import check_log_probs, completion_log_probs
+from etr.llm.distributed import World
+from etr.llm.export import exported_weights
+from etr.llm.faults import require_finite
 from etr.llm.models import LanguageModel
-from etr.llm.rollout import Rollout, RolloutEngine, TransformersEngine, texts
-from etr.llm.tasks import Task, encode
-from etr.llm.toy_tasks import TOY_LLAMA
+from etr.llm.optimizers import Optimizer
+from etr.llm.policy import Policy
+from etr.llm.rollout import EngineError, Rollout
 from etr.loss import check_batch
 from etr.objective import State
-from etr.recipe import OptimizerSettings, Recipe
+from etr.recipe import Recipe
 from etr.update import add_gradients, split
 
-SUPPLIES = ("group", "binary_rewards", "rollout_log_probs")  # the batch's entropy is a report: it has no gradient
-LEARNING_RATES = {TOY_LLAMA: 3e-4}  # AdamW's, where the recipe names none
-LEARNING_RATE = 5e-6  # the same for every other model
-MICRO_BATCH_ROWS = 32  # measured on a CPU core with prompts read once per group: a third faster than 8
+SUPPLIES = ("group", "binary_rewards", "rollout_log_probs", "entropy", "ref_log_probs", "components")
 
 
 @dataclass
 class Trainer:
-    """A run in progress: everything a step needs, and what a checkpoint must keep (model, optimizer, state)."""
+    """A run in progress: everything a step needs. `etr.llm.setup.build` puts one together.
+
+    policy: the trained weights; reference: those that it may not leave (`ref_log_probs`), if the recipe asks;
+    state: of the objective; samples: lines of samples.jsonl from the last step that shows any; failure: what killed the
+    engine after the last update, if anything did. A checkpoint keeps the weights, the optimizer and the state.
+    """
 
     recipe: Recipe
     config: TrainConfig
     language_model: LanguageModel
-    task: Task
-    engine: RolloutEngine
-    optimizer: torch.optim.Optimizer
+    policy: Policy
+    optimizer: Optimizer
+    collector: Collector
+    canary: Canary
     state: State
+    reference: Policy | None = None
+    world: World = World()
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    failure: EngineError | None = None
 
-    @staticmethod
-    def create(recipe: Recipe, config: TrainConfig, language_model: LanguageModel, task: Task) -> Trainer:
-        """Raises InputError when the objective needs what this trainer has not, or the model's head is unusual."""
-        recipe.objective.require(SUPPLIES, "the LLM trainer")
-        model = language_model.model
-        check_log_probs(model)
-        optimizer = make_optimizer(recipe.optimizer, language_model)
-        engine = TransformersEngine(language_model, config.max_new_tokens, config.temperature)
-        state = recipe.objective.init_state((), language_model.device)
-        return Trainer(recipe, config, language_model, task, engine, optimizer, state)
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.collector.close()
 
     def step(self, step: int) -> dict[str, float]:
-        """One rollout batch and its K updates; returns the metrics of `report`."""
+        """One rollout batch and its K updates; returns the metrics of `report`. Raises InputError as its parts do."""
         start = time.perf_counter()
-        rollout, rewards, group_ids = self.collect(step)
-        batch = self.to_batch(rollout, rewards, group_ids)
+        collected = self.collector.collect(step)
+        sampled = time.perf_counter()
+        batch = self.to_batch(collected)
         batch, self.state = self.recipe.objective.prepare(batch, self.state)
-        sums, norm = self.update(rollout, batch, step)
-        self.engine.sync(self.language_model.model)
-        moved = self.observe(rollout, batch)
-        seconds = time.perf_counter() - start
+        sums, norm = self.update(collected.rollout, batch, step)
+        updated = time.perf_counter()
+        canary = self.sync(step)
+        moved = self.observe(collected, batch, step)
+        done = time.perf_counter()
         return {
-            **report(rollout, rewards, batch, sums),
+            **report(collected, batch, sums),
+            **{name: float(mean.value) for name, mean in mismatch(self.recipe.objective, batch).items()},
+            "mismatch/max": float(largest(batch)),
             **moved,
+            **canary,
             "grad_norm": norm,
-            "tokens_per_s": float(rollout.lengths.sum()) / seconds,
-            "seconds": seconds,
+            "tokens_per_s": float(collected.rollout.lengths.sum()) / (done - start),
+            "seconds": done - start,
+            "seconds/rollout": sampled - start,
+            "seconds/update": updated - sampled,
+            "seconds/sync": done - updated,
         }
 
-    def collect(self, step: int) -> tuple[Rollout, Tensor, Tensor]:
-        """Sample a group for each prompt of this step and grade it: rollout, rewards `[B]`, group ids `[B]`."""
-        config, lm = self.config, self.language_model
-        items = self.task.sample(step - 1, config.prompts, config.seed)
-        prompts = [encode(lm.tokenizer, item) for item in items]
-        rollout = self.engine.generate(prompts, config.group_size, stream(config.seed, step))
-        group_ids = torch.arange(len(items)).repeat_interleave(config.group_size)
-        graded = zip(group_ids.tolist(), texts(lm, rollout), strict=True)
-        rewards = [self.task.reward(items[prompt], text) for prompt, text in graded]
-        return rollout, torch.tensor(rewards, device=lm.device), group_ids.to(lm.device)
-
-    def to_batch(self, rollout: Rollout, rewards: Tensor, group_ids: Tensor) -> Batch:
-        """The rollout batch `[B, T]` with the trainer's own old log-probs, advantages and group statistics."""
-        with torch.no_grad():
-            parts = [self.log_probs(rollout, rows) for rows in self.micro_batches(len(rewards))]
-            old, entropy = (torch.cat(values) for values in zip(*parts, strict=True))
-            batch = Batch(
-                log_probs=old,
-                old_log_probs=old,
-                response_mask=rollout.response_mask,
-                advantages=self.recipe.advantages(rewards, group_ids),
-                group=group_stats(rewards, group_ids),
-                rollout_log_probs=old if rollout.log_probs is None else rollout.log_probs,
-                entropy=entropy,
-            )
-            check_batch(self.recipe.objective, batch)
+    def to_batch(self, collected: Collected) -> Batch:
+        """The whole rollout batch `[B, T]` with the trainer's own old log-probs, advantages and group statistics."""
+        rollout, group_ids = collected.rollout, collected.group_ids
+        old, entropy = self.pass_over(self.policy, rollout)
+        sampled_by = old if rollout.log_probs is None else rollout.log_probs
+        mask = rollout.response_mask & collected.keep[:, None]
+        batch = Batch(
+            log_probs=old,
+            old_log_probs=old,
+            response_mask=mask,
+            advantages=self.recipe.advantages(collected.shaped, group_ids),
+            group=group_stats(collected.rewards, group_ids, self.collector.grader.bounds),
+            ref_log_probs=None if self.reference is None else self.pass_over(self.reference, rollout)[0],
+            rollout_log_probs=sampled_by,
+            weights=self.recipe.correction.weights(old, sampled_by, mask),
+            entropy=entropy,
+            components=torch.stack(parts, -1) if (parts := list(collected.components.values())) else None,
+        )
+        check_batch(self.recipe.objective, batch)
         return batch
+
+    def pass_over(self, policy: Policy, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies `[B, T]` of all processes' completions, without gradient."""
+        own = self.own_parts(rollout)
+        with torch.no_grad():
+            found = [policy.log_probs(rollout, rows) for rows in (*own, *own[:1] * self.world.idle(own))]
+        log_probs, entropy = (torch.cat(values[: len(own)]) for values in zip(*found, strict=True))
+        return self.world.gather_rows(log_probs), self.world.gather_rows(entropy)
 
     def update(self, rollout: Rollout, batch: Batch, step: int) -> tuple[dict[str, Mean], float]:
         """K optimiser steps on the batch; metric sums of the last one, and its gradient norm before clipping.
@@ -116,119 +132,110 @@ class Trainer:
         Signal and noise are those of the first one: later gradients follow a policy that this batch has moved.
         """
         objective, settings = self.recipe.objective, self.recipe.optimizer
-        parameters = list(self.language_model.model.parameters())
+        parts = self.own_parts(rollout)
+        idle = parts[:1] * self.world.idle(parts)
         denominator = objective.denominator(batch.response_mask)
-        limit = float("inf") if settings.max_grad_norm is None else settings.max_grad_norm
         sums: dict[str, Mean] = {}
         norm = whole = torch.zeros(())  # of the last gradient and of the first
         first: list[Tensor] = []  # norm of the gradient of the first micro-batch alone
 
         def observe(part: Batch, out: LossOutput) -> None:
             if not first:
-                first.append(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+                first.append(self.optimizer.norm())
             if last:
                 for name, mean in {**out.metrics, **diagnostics.clipped(objective, part)}.items():
                     sums[name] = sums[name] + mean if name in sums else mean
 
+        def forward(rows: slice) -> dict[str, Tensor]:
+            return self.current(rollout, rows)
+
         for update in range(settings.updates):
             self.optimizer.zero_grad()
             last = update == settings.updates - 1
-            add_gradients(
-                objective,
-                batch,
-                lambda rows: {"log_probs": self.log_probs(rollout, rows)[0]},
-                denominator,
-                self.micro_batches(len(batch.log_probs)),
-                observe if last or not first else None,
-            )
-            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            watch = observe if last or not first else None
+            loss = add_gradients(objective, batch, forward, denominator, parts, watch, scale=self.world.size)
+            add_gradients(objective, batch, forward, denominator, idle, scale=0.0)
+            norm = self.optimizer.clip(settings.max_grad_norm)
             whole = norm if update == 0 else whole
-            if not bool(torch.isfinite(norm)):
-                raise InputError(
-                    f"the gradient is {float(norm)} at step {step}, and the weights are as after step {step - 1} or "
-                    "part of this step; resume from the last checkpoint with a smaller optimizer.lr"
-                )
+            require_finite(step, float(loss), float(norm))
             self.optimizer.step()
-        return sums | self.signal(first[0], whole, len(batch.log_probs)), float(norm)
+        return self.world.total(sums) | self.signal(first[0], whole, parts), float(norm)
 
-    def signal(self, first: Tensor, whole: Tensor, size: int) -> dict[str, Mean]:
+    def current(self, rollout: Rollout, rows: slice) -> dict[str, Tensor]:
+        """The columns of the current policy with their graph: entropy only for an objective that asks for it."""
+        log_probs, entropy = self.policy.log_probs(rollout, rows)
+        return {"log_probs": log_probs, **({"entropy": entropy} if "entropy" in self.recipe.objective.needs else {})}
+
+    def signal(self, first: Tensor, whole: Tensor, parts: list[slice]) -> dict[str, Mean]:
         """Signal and noise of a gradient from its norm and that of its first micro-batch; NaN without equal pieces.
 
         Pieces are independent only if each holds whole groups, and comparable only if equally many.
         """
-        parts = self.micro_batches(size)
         rows = {part.stop - part.start for part in parts}
-        n = len(parts) if len(rows) == 1 and rows.pop() % self.config.group_size == 0 else 1
+        equal = len(rows) == 1 and rows.pop() % self.config.group_size == 0 and self.world.size == 1
+        n = len(parts) if equal else 1
         piece, square = (n * first).double().square(), whole.double().square()
         nothing = torch.full_like(piece, torch.nan)
         found = observatory.signal_from_norms(piece, square, n) if n > 1 else (nothing, nothing)
         names = ("gradient/signal", "gradient/noise")
         return {name: Mean(value, torch.ones_like(value)) for name, value in zip(names, found, strict=True)}
 
-    def observe(self, rollout: Rollout, batch: Batch) -> dict[str, float]:
-        """What the whole update did to entropy and regions (`etr.observatory`): one pass more, after the last step."""
-        with torch.no_grad():
-            parts = [self.log_probs(rollout, rows)[0] for rows in self.micro_batches(len(batch.log_probs))]
-        after = dataclasses.replace(batch, log_probs=torch.cat(parts))
-        sums = observatory.observe(self.recipe.objective, after, batch.entropy)
-        return {name: float(value) for name, value in observatory.read(sums).items()}
+    def sync(self, step: int) -> dict[str, float]:
+        """Hand the new weights to the engine and let the canary check that it uses them.
 
-    def log_probs(self, rollout: Rollout, rows: slice) -> tuple[Tensor, Tensor]:
-        """log π and entropy of the completion tokens of some rows, `[b, T]`, at the sampling temperature."""
-        return completion_log_probs(
-            self.language_model.model,
-            rollout.sequences[rows],
-            rollout.attention_mask[rows],
-            rollout.prompt_width,
-            self.config.temperature,
-        )
+        An engine that dies here leaves its error in `failure`: the update before it was sound, and can be saved.
+        """
+        engine = self.collector.engine
+        try:
+            engine.wake()
+            engine.sync(exported_weights(self.language_model.model), step)
+            return self.canary.check(engine, self.policy, step)
+        except EngineError as error:
+            self.failure = error
+            return {}
 
-    def micro_batches(self, size: int) -> list[slice]:
-        """The rows of each micro-batch; old log-probs and updates share them, so that both see the same arithmetic."""
-        parts = self.recipe.optimizer.micro_batches or -(-size // MICRO_BATCH_ROWS)
-        return split(size, parts)
+    def observe(self, collected: Collected, batch: Batch, step: int) -> dict[str, float]:
+        """What the whole update did to entropy and regions (`etr.observatory`) and to the samples that are shown.
+
+        It takes one pass more, after the last optimiser step.
+        """
+        objective, rollout = self.recipe.objective, collected.rollout
+        after = dataclasses.replace(batch, log_probs=self.pass_over(self.policy, rollout)[0])
+        if samples.due(step, self.config.steps) and self.world.main:
+            lm, items, rewards = self.language_model, collected.items, collected.rewards
+            self.samples = samples.rows(after, rollout, items, rewards, lm, objective, step)
+        found = observatory.read(observatory.observe(objective, after, batch.entropy))
+        return {name: float(value) for name, value in found.items()}
+
+    def own_parts(self, rollout: Rollout) -> list[slice]:
+        """The rows of each micro-batch of this process; all passes share them, so that all see the same arithmetic."""
+        own = self.world.share(len(rollout.sequences) // self.config.group_size)
+        start, stop = own.start * self.config.group_size, own.stop * self.config.group_size
+        if (count := self.recipe.optimizer.micro_batches) is not None:
+            parts = split(stop - start, count)
+        else:
+            budget = self.config.micro_batch_tokens
+            parts = self.policy.micro_batches(rollout.rows(slice(start, stop)), self.config.group_size, budget)
+        return [slice(start + part.start, start + part.stop) for part in parts]
 
 
-def make_optimizer(settings: OptimizerSettings, language_model: LanguageModel) -> torch.optim.Optimizer:
-    """AdamW, or SGD without momentum. Raises InputError for SGD without a learning rate: there is no good default."""
-    parameters, decay = language_model.model.parameters(), settings.weight_decay
-    if settings.method == "sgd":
-        if settings.lr is None:
-            raise InputError("optimizer.method sgd has no learning rate here; set optimizer.lr, for example to 0.1")
-        return torch.optim.SGD(parameters, lr=settings.lr, weight_decay=decay)
-    rate = LEARNING_RATES.get(language_model.name, LEARNING_RATE) if settings.lr is None else settings.lr
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-
-
-def report(rollout: Rollout, rewards: Tensor, batch: Batch, sums: dict[str, Mean]) -> dict[str, float]:
+def report(collected: Collected, batch: Batch, sums: dict[str, Mean]) -> dict[str, float]:
     """The metrics of a step, as numbers; entropy and reward are those of the policy that sampled the batch."""
     assert batch.entropy is not None  # set by `to_batch`
-    sums = {**sums, **diagnostics.homogeneous(batch), "entropy": Mean.of(batch.entropy, batch.response_mask)}
+    rollout = collected.rollout
+    sums = {
+        **sums,
+        **diagnostics.homogeneous(batch),
+        "entropy": Mean.of(batch.entropy, batch.response_mask),
+    }
     values = {name: float(mean.value) for name, mean in sums.items()}
     return {
-        "reward": float(rewards.mean()),
+        "reward": float(collected.rewards.mean()),
         "entropy": values.pop("entropy"),
         "kl": values.pop("policy/kl_old_to_new_k3"),
         "zero_grad_frac": values.pop("region/zero_grad_frac"),
         "length": float(rollout.lengths.float().mean()),
         "truncated": float((~rollout.finished).float().mean()),
+        **collected.counts,
         **values,
     }
-
-
-def stream(seed: int, step: int) -> int:
-    """A seed for everything random in one step: a pure function, so nothing need be saved to resume."""
-    return random.Random(f"etr/{seed}/{step}").getrandbits(63)
-
-
-def pick_device(name: str) -> torch.device:
-    """A device by name; `auto` is a GPU where there is one. Raises InputError for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device '{name}' is not available here ({str(error).splitlines()[0]}); use cpu or auto"
-        ) from None
-    return torch.device(name)

@@ -6,6 +6,7 @@
 | `fisher` | Fisher matrix of a tabular policy, natural gradient |
 | `entropy` | what does a small step do to the entropy, and which token is to blame? |
 | `groups` | every group of G answers and rewards, with its probability |
+| `critic` | what will a policy earn from each state on? |
 | `estimator` | mean, bias, covariance and signal-to-noise of any objective's gradient, by enumeration |
 | `population` | what a group advantage optimises: closed forms in the success rate and the group size |
 

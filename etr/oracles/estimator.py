@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from etr.exact import TreeModel
 from etr.groups import group_stats
 from etr.loss import policy_loss
 from etr.objective import Objective
+from etr.oracles.critic import state_values
 from etr.oracles.groups import GroupLaw, enumerate_groups
 
 CHUNK = 2**22  # numbers in the largest tensor of one pass: about 30 MB
@@ -66,22 +68,24 @@ def gradient_moments(
     logits: the current policy `[P, S, V]`; old_logits: the one that sampled the group, by default the same (the first
     update); ref_logits: the reference policy, by default the old one; advantage: by default the objective's own;
     verdict: P(the verifier says 1), `[P, V**T]`, by default the model's own; J is always that of the success.
+    What else the objective needs is supplied as the toy trainer does: values of the policy that sampled, and turns,
+    clusters and reward components of a model that has them.
     Each group is a batch of its own: a statistic over the whole batch (grpo_wide, etr_surprise) is taken over that one
     group, which is not what a batch of many prompts gives.
-    Raises InputError when the groups are too many to enumerate, or the objective needs values, turns, clusters or
-    components, which a group of answers with 0/1 rewards does not have.
+    Raises InputError when the groups are too many to enumerate, or the objective needs what the model does not have.
     """
     old = logits if old_logits is None else old_logits
     ref = old if ref_logits is None else ref_logits
     law = enumerate_groups(old, model, group_size, prompt=prompt, verdict=verdict)
     tables = tuple(exact.log_policy(z, model)[prompt].detach() for z in (old, ref))  # constants of the update
+    critic = state_values(old, model)[prompt].detach()
     leaf = logits[prompt].detach().double()  # the point at which the gradient is taken
     first, second = torch.zeros_like(leaf), leaf.new_zeros(())
     size = max(1, CHUNK // max(leaf.numel(), law.index[0].numel() * leaf.shape[-1]))
     for start in range(0, len(law.probability), size):
-        part = slice(start, start + size)
-        chosen = GroupLaw(law.index[part], law.rewards[part], law.probability[part])
-        gradients = _gradients(objective, chosen, leaf, tables, advantage or objective.advantage)
+        chosen = law.rows(slice(start, start + size))
+        given = _given(objective, model, chosen, critic, prompt)
+        gradients = _gradients(objective, chosen, leaf, tables, advantage or objective.advantage, given)
         first += torch.einsum("n,nsv->sv", chosen.probability, gradients)
         second += (chosen.probability * gradients.square().sum((-2, -1))).sum()
     spread = (second - first.square().sum()).clamp(min=0.0)  # rounding must not make a variance negative
@@ -90,7 +94,12 @@ def gradient_moments(
 
 
 def _gradients(
-    objective: Objective, law: GroupLaw, logits: Tensor, tables: tuple[Tensor, ...], advantage: Estimator
+    objective: Objective,
+    law: GroupLaw,
+    logits: Tensor,
+    tables: tuple[Tensor, ...],
+    advantage: Estimator,
+    given: dict[str, Tensor],
 ) -> Tensor:
     """−∂loss/∂logits of every group on its own, `[N, S, V]`: groups are runs, and runs never mix."""
     runs = logits.expand(len(law.index), *logits.shape).clone().requires_grad_()
@@ -99,7 +108,7 @@ def _gradients(
         taken = rows.flatten(-2).gather(-1, law.index.flatten(-2)).reshape(law.index.shape)
         old, ref = (table.flatten()[law.index] for table in tables)
         ids = torch.zeros(law.rewards.shape[-1], dtype=torch.long)
-        extras: dict[str, Any] = _whole_distribution(objective, rows, law.index)
+        extras: dict[str, Any] = given | _whole_distribution(objective, rows, law.index)
         batch = Batch(
             log_probs=taken,
             old_log_probs=old,
@@ -113,6 +122,18 @@ def _gradients(
         loss = policy_loss(objective, batch).loss.sum()
         (gradient,) = torch.autograd.grad(-loss, runs)
     return gradient
+
+
+def _given(objective: Objective, model: TreeModel, law: GroupLaw, critic: Tensor, prompt: int) -> dict[str, Tensor]:
+    """What the policy does not change, of that which the objective needs and the model has."""
+    turns, clusters = getattr(model, "turns", None), getattr(model, "clusters", None)
+    make: dict[str, Callable[[], Tensor] | None] = {
+        "values": lambda: critic[law.index // model.vocab_size],
+        "turns": turns and (lambda: torch.tensor(turns).expand(law.index.shape)),
+        "clusters": None if clusters is None else lambda: clusters[prompt][law.answers],
+        "components": (lambda: law.parts) if law.parts.shape[-1] == len(getattr(model, "scales", ())) else None,
+    }
+    return {name: value() for name, value in make.items() if value is not None and name in objective.needs}
 
 
 def _whole_distribution(objective: Objective, rows: Tensor, index: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The report of an LLM run: curves, held-out questions before and after, sampled answers."""
+"""The report of an LLM run: curves, held-out questions before and after, sampled answers, tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from etr.errors import InputError
 from etr.files import read_json
 from etr.plots import caption, llm_curves, png
+from etr.report import tokens
 from etr.report.page import Picture, Sample, Section
 from etr.report.parts import folded, interval
 from etr.runs import METRICS, read_config, read_metrics
@@ -36,7 +37,8 @@ def sections(run: Path, source: str) -> list[Section]:
     )
     samples = _samples(run)
     text = "Answers to the same held-out questions, sampled with the same seeds before and after training."
-    return [first, Section(f"Sampled answers: {name}", text, samples=samples)] if samples else [first]
+    answers = [Section(f"Sampled answers: {name}", text, samples=samples)] if samples else []
+    return [first, *answers, *tokens.section(run, name)]
 
 
 def side_by_side(runs: Sequence[Path]) -> list[Section]:

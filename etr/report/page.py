@@ -10,12 +10,12 @@ from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment
+from jinja2 import DictLoader, Environment
 from markupsafe import Markup
 
 import etr
 from etr.files import atomic_write
-from etr.report.template import PAGE
+from etr.report.template import PAGE, TOKENS
 
 REPORT = "report.html"
 PIXELS_PER_POINT = 1.5  # pictures are saved at this multiple of their size on the page
@@ -60,11 +60,39 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A piece of an answer; marks: names of its colours, one a measure; numbers: seen when pointed at."""
+
+    text: str
+    marks: str
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer token by token, with a line about it; good: did it get a reward?"""
+
+    note: str
+    tokens: Sequence[Token]
+    good: bool
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """A question of one training step and some of the answers that were sampled; label: what it is chosen by."""
+
+    label: str
+    prompt: str
+    answer: str
+    completions: Sequence[Completion]
+
+
+@dataclass(frozen=True)
 class Section:
     """One part of a report; everything in it is plain text or data and is escaped on the page.
 
     source: the run folder it tells about; text: paragraphs apart by an empty line; table: header and rows;
-    details: folded texts, (title, text).
+    token_samples: answers with coloured tokens, of which one is shown at a time; details: folded texts, (title, text).
     """
 
     title: str
@@ -72,6 +100,7 @@ class Section:
     figures: Sequence[Picture] = ()
     table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
     samples: Sequence[Sample] = ()
+    token_samples: Sequence[TokenSample] = ()
     details: Sequence[tuple[str, str]] = ()
     source: str = ""
 
@@ -85,7 +114,8 @@ def write_report(folder: Path, sections: Sequence[Section]) -> Path:
 
 def render(sections: Sequence[Section], title: str) -> str:
     """The page as HTML text."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    parts = DictLoader({"tokens": TOKENS})
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=parts)
     environment.filters["paragraphs"] = paragraphs
     environment.filters["numeric"] = numeric
     style = Markup(files("etr.report").joinpath("page.css").read_text(encoding="utf-8"))  # ours, so trusted

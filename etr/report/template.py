@@ -1,4 +1,7 @@
-"""The page's skeleton in Jinja; every value is escaped when it is filled in."""
+"""The page's skeleton in Jinja; every value is escaped when it is filled in.
+
+Choosing among samples and colours is done by radio buttons and CSS: a page without scripts works everywhere.
+"""
 
 PAGE = """\
 <!doctype html>
@@ -82,6 +85,9 @@ PAGE = """\
 </div>
 </article>
 {% endfor %}
+{% if section.token_samples %}
+{% include "tokens" %}
+{% endif %}
 {% for name, text in section.details %}
 <details><summary>{{ name }}</summary><pre>{{ text }}</pre></details>
 {% endfor %}
@@ -90,4 +96,44 @@ PAGE = """\
 </main>
 </body>
 </html>
+"""
+
+TOKENS = """\
+{% set n = loop.index %}
+<div class="tokens">
+<span class="quiet">colour by</span>
+{% for key, name in (("c", "gradient coefficient"), ("e", "entropy"), ("l", "probability"), ("r", "ratio")) %}
+{% set id = "m%d%s"|format(n, key) %}
+<input type="radio" class="pick by-{{ key }}" name="m{{ n }}" id="{{ id }}"{% if loop.first %} checked{% endif %}>
+<label for="{{ id }}">{{ name }}</label>
+{% endfor %}
+<p class="legend of-c">pushed down
+<i class="c-4">strongly</i><i class="c-2">weakly</i><i>not at all</i><i class="c2">weakly</i><i class="c4">strongly</i>
+pushed up; <i class="x">clipped</i> has an advantage and no gradient</p>
+<p class="legend of-e">nats
+<i>below 0.1</i><i class="e1">0.1</i><i class="e2">0.5</i><i class="e3">1</i><i class="e4">2 and more</i></p>
+<p class="legend of-l">probability when sampled
+<i>above 0.9</i><i class="l1">0.9</i><i class="l2">0.5</i><i class="l3">0.1</i><i class="l4">below 0.01</i></p>
+<p class="legend of-r">less probable after the update
+<i class="r-4">r &lt; 0.61</i><i class="r-3">0.82</i><i class="r-2">0.95</i><i>about 1</i><i class="r2">1.05</i>\
+<i class="r3">1.22</i><i class="r4">r &gt; 1.65</i> more probable</p>
+<div class="records">
+<span class="quiet">step</span>
+{% for sample in section.token_samples %}
+<input type="radio" class="pick" name="r{{ n }}" id="r{{ n }}-{{ loop.index }}"{% if loop.last %} checked{% endif %}>
+<label for="r{{ n }}-{{ loop.index }}">{{ sample.label }}</label>
+<article class="sample">
+<pre class="prompt">{{ sample.prompt }}</pre>
+<p class="quiet">step {{ sample.label }}; expected answer: <b>{{ sample.answer }}</b></p>
+{% for completion in sample.completions %}
+<div class="answer{% if completion.good %} good{% endif %}">
+<p class="quiet">{{ completion.note }}</p>
+<pre>{% for token in completion.tokens %}<i class="{{ token.marks }}" data-n="{{ token.numbers }}">{{ token.text }}</i>\
+{% endfor %}</pre>
+</div>
+{% endfor %}
+</article>
+{% endfor %}
+</div>
+</div>
 """

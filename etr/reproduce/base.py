@@ -118,6 +118,15 @@ def printed(values: Mapping[str, str]) -> tuple[Target, ...]:
     return tuple(Target(name, float(text), half_unit(text), text=text) for name, text in values.items())
 
 
+def sampled_share(name: str, share: float, size: int) -> Target:
+    """Target "=" from a share that was counted in `size` random cases: uncertain by 1.96·√(p(1−p)/size).
+
+    >>> round(sampled_share("share", 0.52, 2000).tolerance, 4)
+    0.0219
+    """
+    return Target(name, share, Z95 * math.sqrt(share * (1 - share) / size))
+
+
 def half_unit(text: str) -> float:
     """Half a unit of the last digit of a printed number: 0.005 for "1.10"."""
     return float(f"5e{int(Decimal(text).as_tuple().exponent) - 1}")

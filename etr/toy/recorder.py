@@ -13,7 +13,7 @@ from etr import diagnostics, exact, observatory
 from etr.batch import Batch, LossOutput, Mean
 from etr.loss import gradient_coefficient, policy_loss
 from etr.recipe import Recipe
-from etr.toy.rollout import current_columns, taken_log_probs
+from etr.toy.answers import current_columns, taken_log_probs
 from toy_envs.model import ExactModel
 
 SUCCESS_EDGES = torch.tensor(observatory.SUCCESS_EDGES)  # the bins of success rate in reports

@@ -13,11 +13,12 @@ import torch
 
 from etr.loss import check_batch, policy_loss
 from etr.recipe import Recipe
+from etr.toy.answers import answer
 from etr.toy.compiled import compiled
 from etr.toy.config import ToyConfig
 from etr.toy.policies import make_policy
 from etr.toy.recorder import History, Recorder
-from etr.toy.rollout import answer, rollout, supplies, uniforms
+from etr.toy.rollout import Scorer, Steps, rollout, streams, supplies
 from etr.toy.update import Updater, new_learner
 from etr.update import split
 from toy_envs.model import ExactModel
@@ -45,17 +46,18 @@ def train(
     rows, logits = make_policy(config.policy, model)
     parts = split(model.prompts * config.group_size, recipe.optimizer.micro_batches or 1)
     updater = Updater(recipe, logits, parts, objective.needs)
-    respond, update = (compiled(answer), compiled(updater)) if config.compile else (answer, updater)
+    steps, update = Steps(answer, Scorer(recipe)), updater
+    if config.compile:
+        steps, update = Steps(compiled(steps.answer), compiled(steps.score)), compiled(updater)
     dtype = getattr(torch, config.dtype)
     learner = new_learner(torch.zeros(copies * config.seeds, rows, model.vocab_size, dtype=dtype))
     state = objective.init_state((copies * config.seeds,), learner.parameters.device)
     recorder = Recorder(recipe, model, config.observe)
     shape = (model.prompts, config.group_size, model.horizon + model.noise_size)
-    numbers = uniforms(range(config.first_seed, config.first_seed + config.seeds), shape, dtype)
+    numbers, more = streams(range(config.first_seed, config.first_seed + config.seeds), shape, dtype, copies)
     for step, draw in zip(range(1, config.iterations + 1), numbers, strict=False):
         old_logits = logits(learner.parameters)
-        draw = draw if copies == 1 else draw.repeat(copies, 1, 1, 1)
-        batch, index = rollout(recipe, model, old_logits, draw, respond)
+        batch, index = rollout(recipe, model, old_logits, draw, more, steps)
         if step == 1 or config.measured(step):  # looking at every value costs more than an update
             check_batch(objective, batch)
         batch, state = objective.prepare(batch, state)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from etr.batch import Batch
 from etr.loss import policy_loss
+from etr.objective import SAMPLING
 from etr.recipe import OptimizerSettings, Recipe
+from etr.toy.answers import current_columns, taken_log_probs
 from etr.toy.policies import Logits
-from etr.toy.rollout import current_columns, taken_log_probs
 
 LEARNING_RATES = {
     "adam": 0.1,  # about one tenth of a nat per update, so that four updates reach a region of 0.2
@@ -56,8 +57,8 @@ class Updater:
         logits = self.logits(parameters)
         columns = current_columns(self.needs, logits, index)
         log_probs = taken_log_probs(logits, index)
-        # All tokens are kept; a compiler that sees the mask made can leave it out.
-        mask = torch.ones_like(log_probs, dtype=torch.bool)
+        # Unless some were given all tokens are kept; a compiler that sees the mask made can leave it out.
+        mask = batch.response_mask if self.needs & SAMPLING else torch.ones_like(log_probs, dtype=torch.bool)
         return dataclasses.replace(batch, log_probs=log_probs, response_mask=mask, **columns)
 
     def loss(self, parameters: Tensor, batch: Batch, index: Tensor, denominator: Tensor) -> Tensor:

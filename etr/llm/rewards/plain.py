@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 
-# A minus is a sign only where no digit or letter stands before it, so the last number of "9-4" is 4, not -4.
-NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|/\d+)?(?!\w)")
-MARKED = (re.compile(r"<answer>(.*?)</answer>", re.DOTALL), re.compile(r"\\boxed\{([^{}]*)\}"), re.compile(r"####(.*)"))
+from etr.llm.rewards.answers import NUMBER, after_thinking, marked
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -29,19 +26,19 @@ def final_answer(completion: str, answer: str) -> str:
     r"""The part of a completion that is graded.
 
     The last `<answer>…</answer>`, `\boxed{…}` or `#### …` if there is one; else, where the right `answer` is a number,
-    the last number; else the whole completion. May be empty.
+    the last number; else the whole completion. Thoughts before `</think>` do not count. May be empty.
 
     >>> final_answer("7 + 5 = 12.", "12"), final_answer("It is Paris.", "Paris")
     ('12', 'It is Paris.')
     """
-    for mark in MARKED:
-        found = mark.findall(completion)
-        if found:
-            return str(found[-1]).strip()
+    text = after_thinking(completion)
+    found = marked(text)
     if parse_number(answer) is None:
-        return completion.strip()
-    numbers = NUMBER.findall(_plain(completion))
-    return str(numbers[-1]) if numbers else ""
+        return text.strip() if found is None else found
+    numbers: list[str] = NUMBER.findall(_plain(text if found is None else found))
+    if found is not None and (parse_number(found) is not None or len(numbers) != 1):
+        return found  # of "12 or 13" neither is the answer, of "12 apples" 12 is
+    return numbers[-1] if numbers else ""
 
 
 def same_answer(candidate: str, answer: str) -> bool:

@@ -1,0 +1,113 @@
+"""Several processes, one run: started by torchrun, each with its share of prompts, and one loss over all of them.
+
+    torchrun --nproc-per-node 8 -m etr train --model ...
+
+Every rank samples and grades its own prompts. Then all ranks hold the whole rollout batch (ids, rewards, log-probs: small
+tensors), so that advantages, statistics over the batch, denominators and metrics are the ones of a single process. Only
+the passes of the model are shared out, and parameters, gradients and optimizer state are sharded by FSDP2.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from etr.batch import Mean
+from etr.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`; alone by default, where everything here does nothing."""
+
+    rank: int = 0
+    size: int = 1
+
+    @staticmethod
+    def join(device: torch.device) -> World:
+        """The world that torchrun's environment describes; joins its process group at the first call."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return World()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return World(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def main(self) -> bool:
+        """True for the one process that prints and writes files."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This rank's contiguous part of `count` things. Raises InputError when there is not one for each rank."""
+        if count < self.size:
+            raise InputError(f"{count} prompts a step are fewer than {self.size} processes; raise prompts")
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The ranks' rows `[b, ...]` one after another, on this rank's device."""
+        return torch.cat([part.to(rows.device) for part in self.gather(rows.cpu())]) if self.size > 1 else rows
+
+    def total(self, sums: Mapping[str, Mean]) -> dict[str, Mean]:
+        """Metric sums over all ranks. A rank that counted nothing may lack a name."""
+        found: dict[str, Mean] = {}
+        for part in self.gather({name: Mean(m.sum.cpu(), m.count.cpu()) for name, m in sums.items()}):
+            for name, mean in part.items():
+                found[name] = found[name] + mean if name in found else mean
+        return found
+
+    def idle(self, parts: Sequence[slice]) -> int:
+        """Passes by which this rank has fewer than another: it must take part in all, as weights are sharded."""
+        return max(self.gather(len(parts))) - len(parts)
+
+    def agree(self, flag: bool) -> bool:
+        """True when any rank says so."""
+        return any(self.gather(flag))
+
+
+def is_main() -> bool:
+    """True for the process that prints and writes, known before the processes have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def shard(model: Any, dtype: torch.dtype) -> None:
+    """Shard float32 parameters over all ranks (FSDP2), layer by layer; the passes compute in `dtype`.
+
+    The root's own weights stay whole after `forward`, until the backward pass: the LM head is read after it.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    for layer in layers(model):
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy, reshard_after_forward=False)
+
+
+def layers(model: Any) -> Sequence[torch.nn.Module]:
+    """The repeated blocks of a transformer: its largest list of modules. Raises InputError when there is none."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    if not lists:
+        raise InputError(f"{type(model).__name__} has no list of layers to shard; train it in one process")
+    return max(lists, key=len)
+
+
+def full(value: Tensor) -> Tensor:
+    """A sharded tensor gathered on every rank; any other as it is."""
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole

@@ -1,0 +1,93 @@
+"""From settings to a trainer: everything that can be refused is refused here, before anything is written."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Callable
+
+import torch
+
+from etr.errors import InputError
+from etr.llm.canary import Canary
+from etr.llm.collect import Collector
+from etr.llm.config import TrainConfig
+from etr.llm.distributed import World, shard
+from etr.llm.lora import add_lora
+from etr.llm.models import DTYPES, LanguageModel, load_model
+from etr.llm.optimizers import make_optimizer
+from etr.llm.policy import Policy
+from etr.llm.rewards import Grader
+from etr.llm.rollout import EngineSettings, make_engine
+from etr.llm.tasks import load_task
+from etr.llm.toy_tasks import TOY_LLAMA, TOY_TASKS
+from etr.llm.train import SUPPLIES, Trainer
+from etr.recipe import Recipe
+
+Say = Callable[[str], None]
+
+
+def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
+    """Load task, model and engine. Raises InputError for settings, data or a model that cannot be trained."""
+    config.check()
+    device = pick_device(config.device)
+    world = World.join(device)
+    world.share(config.prompts)
+    recipe.objective.require(SUPPLIES, "the LLM trainer")
+    if config.model == TOY_LLAMA and config.task not in TOY_TASKS and not config.task.endswith(".jsonl"):
+        raise InputError(f"model '{TOY_LLAMA}' cannot read task '{config.task}'; give task {' or '.join(TOY_TASKS)}")
+    task = load_task(config.task, split="train", config=config.task_options, seed=config.seed)
+    say(f"loading {config.model} ...")
+    # Sharded weights are float32 and computed with in `dtype`; alone, the optimizer keeps the float32 masters.
+    language_model = load_model(config.model, config.dtype if world.size == 1 else "float32")
+    language_model.model.to(device)
+    reference = None
+    if "ref_log_probs" in recipe.objective.needs:
+        reference = Policy(frozen_copy(language_model), config.temperature, config.packing)
+    engine = make_engine(
+        config.engine, language_model, EngineSettings(config.max_new_tokens, config.temperature), say
+    )
+    if config.lora_rank:
+        language_model = add_lora(language_model, config.lora_rank)
+    if config.gradient_checkpointing:
+        language_model.model.gradient_checkpointing_enable()
+    policy = Policy(language_model, config.temperature, config.packing)
+    if world.size > 1:
+        shard(language_model.model, DTYPES[config.dtype])
+    grader = Grader(task, config.reward, config.reward_timeout, say=say)
+    return Trainer(
+        recipe=recipe,
+        config=config,
+        language_model=language_model,
+        policy=policy,
+        optimizer=make_optimizer(recipe.optimizer, language_model, config.optimizer_state),
+        collector=Collector(config, task, language_model, engine, grader, world),
+        canary=Canary.create(language_model),
+        state=recipe.objective.init_state((), device),
+        reference=reference,
+        world=world,
+    )
+
+
+def frozen_copy(language_model: LanguageModel) -> LanguageModel:
+    """The same weights in memory of their own, never trained."""
+    return dataclasses.replace(language_model, model=copy.deepcopy(language_model.model).requires_grad_(False))
+
+
+def pick_device(name: str) -> torch.device:
+    """A device by name; `auto` is a GPU where there is one, each process its own. InputError for one not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device '{name}' is not available here ({str(error).splitlines()[0]}); use cpu or auto"
+        ) from None
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
