@@ -11,7 +11,7 @@ from torch import Tensor
 from etr import ratios
 from etr.batch import Batch, LossOutput, Region
 from etr.errors import InputError
-from etr.objective import Objective
+from etr.objective import SAMPLING, Objective
 
 
 def policy_loss(
@@ -70,7 +70,7 @@ def evaluate(objective: Objective, clean: Batch) -> tuple[Tensor, Region, Tensor
 def check_batch(objective: Objective, batch: Batch) -> None:
     """Raise InputError unless `batch` has finite values and everything that `objective` needs."""
     batch.require_finite()
-    available = {f.name for f in fields(batch) if getattr(batch, f.name) is not None}
+    available = {f.name for f in fields(batch) if getattr(batch, f.name) is not None} | SAMPLING
     if batch.group is not None and bool(batch.group.is_binary()):
         available.add("binary_rewards")
     objective.require(available, "this batch")

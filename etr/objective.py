@@ -171,8 +171,7 @@ class Objective:
 
     def require(self, available: Iterable[str], who: str) -> None:
         """Raise InputError when `who` (a trainer, a batch) cannot supply what this objective needs."""
-        supplied = set(available)
-        missing = sorted(self.needs - supplied - (SAMPLING if "log_probs" in supplied else set()))
+        missing = sorted(self.needs - set(available))
         if missing:
             what = "; ".join(NEEDS.get(name, f"'{name}'") for name in missing)
             raise InputError(f"objective '{self.name}' needs {what}, which {who} does not have")

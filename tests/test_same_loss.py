@@ -15,6 +15,7 @@ from torch import Tensor
 import etr
 from etr.batch import Batch, LossOutput
 from etr.llm.config import TrainConfig
+from etr.llm.policy import Policy
 from etr.llm.rollout import Rollout
 from etr.llm.train import Trainer
 from etr.recipe import load_recipe
@@ -30,15 +31,17 @@ class BanditLanguageModel(torch.nn.Module):
     """A "language model" whose prompt is one token and whose next-token logits are the rows of a bandit's table."""
 
     _is_stateful = True  # it keeps no cache of keys and values
+    dtype, device = torch.float32, torch.device("cpu")
+    config = SimpleNamespace(_attn_implementation="eager", get_text_config=lambda: SimpleNamespace(vocab_size=10))
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
         self.rows = torch.nn.Embedding.from_pretrained(table.clone(), freeze=False)
-        self.head = SimpleNamespace(weight=torch.eye(table.shape[1]))
-        self.base_model = self
+        self.head = torch.nn.Linear(*table.shape[1:] * 2, bias=False)
+        torch.nn.init.eye_(self.head.weight).requires_grad_(False)
 
     def forward(self, input_ids: Tensor, **ignored: Any) -> Any:
-        return SimpleNamespace(last_hidden_state=self.rows(input_ids))
+        return SimpleNamespace(logits=self.head(self.rows(input_ids)))
 
     def get_output_embeddings(self) -> Any:
         return self.head
@@ -103,15 +106,16 @@ def test_toy_path_and_llm_path_are_bit_equal(name: str) -> None:
     sampled = Rollout(
         torch.stack([prompt, arms], 1), torch.ones(len(arms), 2), torch.ones(len(arms), 1) > 0, prompt == prompt, 1
     )
-    language_model: Any = SimpleNamespace(model=lm)
+    language_model: Any = SimpleNamespace(model=lm, device=torch.device("cpu"))
     nothing: Any = None
-    trainer = Trainer(recipe, TrainConfig(), language_model, nothing, nothing, nothing, {})
+    policy = Policy(language_model)
+    trainer = Trainer(recipe, TrainConfig(), language_model, policy, nothing, nothing, nothing, {})
     one_run = _first_run(batch)
     llm = Seen([], [], [])
     add_gradients(
         recipe.objective,
         one_run,
-        lambda rows: {"log_probs": llm.keep(trainer.log_probs(sampled, rows)[0])},
+        lambda rows: {"log_probs": llm.keep(trainer.current(sampled, rows)["log_probs"])},
         recipe.objective.denominator(one_run.response_mask),
         parts,
         llm.observe,

@@ -17,8 +17,8 @@ NEVER = "<filename>"  # a token of SmolLM2's vocabulary that it never writes out
 class Work:
     """One rollout and its updates: `prompts` questions, `group_size` answers each of exactly `tokens` new tokens.
 
-    iterations: measured ones, after one to warm up; micro_batch_tokens: ours; peer_rows, peer_checkpointing: TRL's
-    per_device_train_batch_size and gradient_checkpointing.
+    iterations: measured ones, after one to warm up; micro_batch_tokens: ours, two groups a pass; peer_rows,
+    peer_checkpointing: TRL's per_device_train_batch_size and gradient_checkpointing.
     """
 
     model: str
@@ -31,7 +31,7 @@ class Work:
     dtype: str = "bfloat16"
     device: str = "cpu"
     threads: int = 1
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = 640
     peer_rows: int = 16
     peer_checkpointing: bool = False
     questions: tuple[str, ...] = QUESTIONS

@@ -162,7 +162,8 @@ def _gathered(model: Any) -> dict[str, Tensor] | None:
     """The weights of a model that is spread over processes, whole; None for any other, which saves itself."""
     if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         return None
-    return {name: full(value) for name, value in model.state_dict().items()}
+    own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # tied ones once
+    return {name: full(value) for name, value in model.state_dict().items() if name in own}
 
 
 def _load_weights(path: Path, model: Any, values: dict[str, Any]) -> None:

@@ -39,7 +39,8 @@ def exact_entropy_change(
     chance = visits.unsqueeze(-1) * old.exp()
     places = index.flatten(-2)  # of each prompt's samples
     drawn = torch.zeros_like(chance).flatten(-2)
-    drawn.scatter_add_(-1, places, torch.ones_like(places, dtype=drawn.dtype))
+    kept = batch.response_mask.reshape(index.shape).flatten(-2)  # given tokens were not drawn
+    drawn.scatter_add_(-1, places, kept.to(drawn.dtype))
 
     def of_samples(table: Tensor) -> Tensor:
         return table.expand_as(chance).flatten(-2).gather(-1, places).reshape(batch.log_probs.shape)
