@@ -203,6 +203,8 @@ def test_work_is_that_of_the_first_step() -> None:
     assert (packed.rows, packed.width, packed.scored) == (2, prompt + 2 * 2, 12)
     one_group = work_of(shape, recipe, replace(TINY, micro_batch_tokens=prompt + 4))
     assert (one_group.passes, one_group.rows, one_group.scored) == (2, 1, 6)
+    unequal = work_of(shape, recipe, replace(TINY, prompts=3, micro_batch_tokens=2 * (prompt + 4)))
+    assert (unequal.passes, unequal.rows, unequal.scored) == (2, 2, 12)  # two groups, then one: the larger counts
 
 
 def test_a_plan_that_does_not_fit_is_a_problem() -> None:

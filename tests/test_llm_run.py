@@ -300,7 +300,7 @@ def test_a_kl_term_holds_the_policy_at_its_start() -> None:
         start = [p.detach().clone() for p in run_.language_model.model.parameters()]
         for step in range(1, 5):
             run_.step(step)
-        now = run_.language_model.model.parameters()
+        now = [p.detach() for p in run_.language_model.model.parameters()]
         moved.append(sum(float((a - b).square().sum()) for a, b in zip(now, start, strict=True)))
         if run_.reference is not None:
             assert all(
@@ -343,3 +343,18 @@ def test_auto_picks_a_device_that_exists() -> None:
 
 def test_powers_are_the_k_of_pass_at_k() -> None:
     assert powers(1) == (1,) and powers(8) == (1, 2, 4, 8) and powers(10) == (1, 2, 4, 8)
+
+
+def test_ids_that_no_engine_samples_have_no_probability_in_the_trainer_either() -> None:
+    """A head with more rows than the tokenizer has tokens: both sides normalise over the tokens alone, so r = 1."""
+    run_ = trainer(recipe(**{"optimizer.updates": 1, "optimizer.lr": 0.0}))
+    model = run_.language_model.model
+    tokens = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(tokens + 7, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[tokens:] = 5.0
+    run_.policy = replace(run_.policy)
+    metrics = run_.step(1)
+    assert run_.policy.vocabulary == tokens and metrics["mismatch/max"] < 1e-5
+    object.__setattr__(run_.policy, "vocabulary", tokens + 7)
+    assert run_.step(2)["mismatch/max"] > 1e-3

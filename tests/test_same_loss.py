@@ -106,7 +106,8 @@ def test_toy_path_and_llm_path_are_bit_equal(name: str) -> None:
     sampled = Rollout(
         torch.stack([prompt, arms], 1), torch.ones(len(arms), 2), torch.ones(len(arms), 1) > 0, prompt == prompt, 1
     )
-    language_model: Any = SimpleNamespace(model=lm, device=torch.device("cpu"))
+    tokenizer = SimpleNamespace(get_vocab=lambda: {str(arm): arm for arm in range(model.vocab_size)})
+    language_model: Any = SimpleNamespace(model=lm, device=torch.device("cpu"), tokenizer=tokenizer)
     nothing: Any = None
     policy = Policy(language_model)
     trainer = Trainer(recipe, TrainConfig(), language_model, policy, nothing, nothing, nothing, {})

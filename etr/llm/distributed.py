@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 8 -m etr train --model ...
 
-Every rank samples and grades its own prompts. Then all ranks hold the whole rollout batch (ids, rewards, log-probs: small
-tensors), so that advantages, statistics over the batch, denominators and metrics are the ones of a single process. Only
+Every rank samples and grades its own prompts. Then all ranks hold the whole rollout batch (ids, rewards, log-probs:
+small tensors), so that advantages, statistics over the batch, denominators and metrics are those of one process. Only
 the passes of the model are shared out, and parameters, gradients and optimizer state are sharded by FSDP2.
 """
 
@@ -81,6 +81,9 @@ class World:
         return any(self.gather(flag))
 
 
+ALONE = World()
+
+
 def is_main() -> bool:
     """True for the process that prints and writes, known before the processes have met."""
     return os.environ.get("RANK", "0") == "0"
@@ -104,7 +107,7 @@ def layers(model: Any) -> Sequence[torch.nn.Module]:
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     if not lists:
         raise InputError(f"{type(model).__name__} has no list of layers to shard; train it in one process")
-    return max(lists, key=len)
+    return max(lists, key=len)  # type: ignore[arg-type]
 
 
 def full(value: Tensor) -> Tensor:

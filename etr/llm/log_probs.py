@@ -125,11 +125,13 @@ def completion_log_probs(
     prompt_width: int,
     temperature: float = 1.0,
     packing: str = "padded",
+    vocabulary: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of the completion tokens of left-padded sequences, in one forward pass.
 
     Shapes: sequences and attention_mask [B, P + T], prompt_width P -> [B, T] each, zero where attention_mask is 0. The
-    head sees only the positions that predict a kept completion token. packing: prefix, cached or padded.
+    head sees only the positions that predict a kept completion token. packing: prefix, cached or padded; vocabulary:
+    normalise over the first so many ids, those that are sampled; None for all rows of the head.
     """
     kept = attention_mask[:, prompt_width:].bool()
     tokens, width = sequences[:, prompt_width:][kept], prompt_width
@@ -142,8 +144,9 @@ def completion_log_probs(
         read = shared_hidden if packing == "cached" else full_hidden
         hidden = read(model, *rows)[kept[:, : last - width]]
     head = model.get_output_embeddings()
-    hidden = hidden.to(head.weight.dtype)  # a wrapper may hand it over in float32
-    values = token_log_probs(hidden, head.weight, tokens, temperature, head_bias=getattr(head, "bias", None))
+    weight, bias = head.weight[:vocabulary], getattr(head, "bias", None)
+    hidden = hidden.to(weight.dtype)  # a wrapper may hand it over in float32
+    values = token_log_probs(hidden, weight, tokens, temperature, head_bias=None if bias is None else bias[:vocabulary])
     log_probs, entropy = (value.new_zeros(kept.shape).masked_scatter(kept, value) for value in values)
     return log_probs, entropy
 

@@ -13,7 +13,7 @@ from etr.llm.micro_batches import Lengths, micro_batches, work
 from etr.llm.models import LanguageModel
 from etr.llm.packing import FLEX, MASKED
 from etr.llm.prompts import can_share_prompts, distinct_prompts, plain_attention, recomputed
-from etr.llm.rollout import Rollout
+from etr.llm.rollout import Rollout, vocabulary_size
 
 PACKINGS = ("prefix", "cached", "padded")
 # Work of equal size takes this much longer than in the prefix packing, whose passes are fewer and larger (measured on a
@@ -35,6 +35,7 @@ class Policy:
     temperature: float = 1.0
     packing: str = "auto"
     allowed: tuple[str, ...] = field(init=False)
+    vocabulary: int = field(init=False)  # ids that are sampled; the head may have more rows
 
     def __post_init__(self) -> None:
         if self.packing not in ("auto", *PACKINGS):
@@ -50,6 +51,7 @@ class Policy:
         else:
             found = (self.packing,)
         object.__setattr__(self, "allowed", found)
+        object.__setattr__(self, "vocabulary", vocabulary_size(self.language_model))
 
     def log_probs(self, rollout: Rollout, rows: slice) -> tuple[Tensor, Tensor]:
         """log π and entropy of the completion tokens of some rows, [b, T] each, zero in padding.
@@ -59,7 +61,8 @@ class Policy:
         part = rollout.rows(rows)
         columns = (part.sequences, part.attention_mask, rollout.prompt_width)
         packing = self.cheapest(lengths(part))
-        return completion_log_probs(self.language_model.model, *columns, self.temperature, packing)
+        model, vocabulary = self.language_model.model, self.vocabulary
+        return completion_log_probs(model, *columns, self.temperature, packing, vocabulary)
 
     def micro_batches(self, rollout: Rollout, group_size: int, budget_tokens: int) -> list[slice]:
         """Contiguous rows whose forward passes compute at most `budget_tokens` each: whole groups where they fit.

@@ -28,7 +28,7 @@ from etr.llm import samples
 from etr.llm.canary import Canary, largest, mismatch
 from etr.llm.collect import Collected, Collector
 from etr.llm.config import TrainConfig
-from etr.llm.distributed import World
+from etr.llm.distributed import ALONE, World
 from etr.llm.export import exported_weights
 from etr.llm.faults import require_finite
 from etr.llm.models import LanguageModel
@@ -61,7 +61,7 @@ class Trainer:
     canary: Canary
     state: State
     reference: Policy | None = None
-    world: World = World()
+    world: World = ALONE
     samples: list[dict[str, Any]] = field(default_factory=list)
     failure: EngineError | None = None
 
