@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -42,9 +43,22 @@ def bench_llm(
             tables[f"one rollout and {work.updates} updates, {title}"] = bench_iteration(work, peer, say)
         if "rollout" in parts:
             tables[f"rollout alone, {title}"] = bench_rollout(work, say)
+    if "log-probs" in parts:
+        tables |= log_probs_tables(shared["device"], tiny, say)
     if "growth" in parts:
         tables["growth: a step of a small random model when one size doubles"] = bench_growth(size, say)
     return {name: rows for name, rows in tables.items() if rows}
+
+
+def log_probs_tables(device: str, tiny: bool, say: Say) -> dict[str, list[Row]]:
+    """`etr.bench.log_probs`: chunked against full logits, and Liger where it is installed."""
+    try:
+        log_probs = importlib.import_module("etr.bench.log_probs")
+    except ModuleNotFoundError:
+        say("log-probs is left out: etr.bench.log_probs is not here")
+        return {}
+    found: dict[str, list[Row]] = log_probs.bench_log_probs(device=device, tiny=tiny)
+    return found
 
 
 def bench_iteration(work: Work, peer: str | None, say: Say) -> list[Row]:

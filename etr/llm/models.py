@@ -12,7 +12,7 @@ import torch
 
 from etr.errors import InputError, unknown
 from etr.llm.toy_tasks import TOY_LLAMA
-from etr.llm.weights import SMOLLM2, quiet, smollm2_folder
+from etr.llm.weights import SMOLLM2, hush, quiet, smollm2_folder
 
 TINY = "tiny-random"
 BUILT_IN = (SMOLLM2, TOY_LLAMA, TINY)
@@ -67,6 +67,7 @@ def load_model(name: str, dtype: str = "float32", attention: str = "sdpa") -> La
         raise InputError(unknown("attention", attention, ATTENTIONS))
     if importlib.util.find_spec("transformers") is None:
         raise InputError("language models need transformers: pip install 'etr[llm]'")
+    hush()
     language_model = _load(name, dtype)
     if attention != "sdpa":  # what transformers takes by itself wherever a model has it
         try:

@@ -63,7 +63,7 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
         policy=policy,
         optimizer=make_optimizer(recipe.optimizer, language_model, config.optimizer_state),
         collector=Collector(config, task, language_model, engine, grader, world),
-        canary=Canary.create(language_model),
+        canary=Canary.create(language_model, DTYPES[config.dtype]),
         state=recipe.objective.init_state((), device),
         reference=reference,
         world=world,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import sys
@@ -19,20 +20,26 @@ from etr.errors import InputError
 SMOLLM2 = "smollm2-135m"
 
 
+def hush() -> None:
+    """Silence warnings of torchao, which transformers imports where it is there: of kernels that nobody asked for."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' progress bars and warnings inside the block; put its settings back afterwards."""
-    from transformers.utils import logging
+    from transformers.utils import logging as verbose
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    verbosity, bars = verbose.get_verbosity(), verbose.is_progress_bar_enabled()
+    verbose.set_verbosity_error()
+    verbose.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        verbose.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            verbose.enable_progress_bar()
 
 
 def cache_folder() -> Path:
