@@ -229,10 +229,19 @@ def test_offloaded_steps_equal_plain_ones(dtype: str) -> None:
     ("make", "message"),
     [
         (lambda: make_optimizer(OptimizerSettings("sgd"), tiny_model()), "sgd has no learning rate here; set optimiz"),
-        (lambda: make_optimizer(OptimizerSettings("sgd", 0.1), tiny_model(), "8bit"), "sgd keeps no moments to hold in"),
-        (lambda: make_optimizer(ADAM, tiny_model(), "offload"), "offload moves moments from a GPU .*; on a CPU use 8bit"),
+        (
+            lambda: make_optimizer(OptimizerSettings("sgd", 0.1), tiny_model(), "8bit"),
+            "sgd keeps no moments to hold in",
+        ),
+        (
+            lambda: make_optimizer(ADAM, tiny_model(), "offload"),
+            "offload moves moments from a GPU .*; on a CPU use 8bit",
+        ),
         (lambda: make_optimizer(ADAM, tiny_model(), "8 bit"), "unknown optimizer_state '8 bit'; did you mean '8bit'"),
-        (lambda: make_optimizer(ADAM, tiny_model(dtype="float16")), "float16 gradients .*; train in bfloat16 or float32"),
+        (
+            lambda: make_optimizer(ADAM, tiny_model(dtype="float16")),
+            "float16 gradients .*; train in bfloat16 or float32",
+        ),
     ],
 )
 def test_bad_settings(make: Callable[[], Optimizer], message: str) -> None:

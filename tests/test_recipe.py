@@ -152,7 +152,10 @@ def test_modules_that_do_not_fit(module: str) -> None:
 
 
 BAD_YAML = [
-    ("objectiv: etr", "unknown key 'objectiv'; did you mean 'objective'? Valid: advantage, correction, name, objective, optimizer"),
+    (
+        "objectiv: etr",
+        "unknown key 'objectiv'; did you mean 'objective'? Valid: advantage, correction, name, objective, optimizer",
+    ),
     ("name: x", "the key 'objective' is missing; add for example `objective: etr`"),
     ("objective: ert", "unknown objective 'ert'; did you mean 'etr'?"),
     ("objective: {name: etr, mico: 1}", "unknown field of objective 'etr': 'mico'; did you mean 'micro'?"),
