@@ -27,21 +27,21 @@ def mixed_groups(rewards: Tensor, group_ids: Tensor) -> Tensor:
 def collect_mixed(
     draw: Callable[[int, int], Sequence[Group]], is_mixed: Callable[[Group], bool], wanted: int, refills: int
 ) -> tuple[list[Group], int]:
-    """Up to `wanted` groups, mixed ones first, and the number of groups that were drawn.
+    """Up to `wanted` groups in the order in which they were drawn, mixed ones before others, and how many were drawn.
 
     `draw(round, count)` samples and grades `count` new groups; round is 0 at first and then 1, 2, ... up to `refills`.
     It must be a function of the step and the round alone, so that a resumed run draws the same. What no round could
     replace stays: the batch keeps its size, and its groups without signal count in the denominator as ever.
     """
-    mixed: list[Group] = []
-    rest: list[Group] = []
-    drawn = 0
+    groups: list[Group] = []
+    mixed: list[int] = []
     for attempt in range(refills + 1):
         missing = wanted - len(mixed)
         if missing == 0:
             break
-        groups = list(draw(attempt, missing))
-        drawn += len(groups)
-        mixed += [group for group in groups if is_mixed(group)]
-        rest += [group for group in groups if not is_mixed(group)]
-    return [*mixed, *rest][:wanted], drawn
+        new = draw(attempt, missing)
+        mixed += [len(groups) + i for i, group in enumerate(new) if is_mixed(group)]
+        groups += new
+    rest = [i for i in range(len(groups)) if i not in mixed]
+    chosen = sorted([*mixed, *rest][:wanted])
+    return [groups[i] for i in chosen], len(groups)
