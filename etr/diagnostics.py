@@ -37,7 +37,7 @@ METRICS: dict[str, str] = {
     "reward/timeouts": "answers whose grading took too long; they count as wrong",
     "reward/errors": "answers whose grading failed; they count as wrong",
     "group/refilled": "groups that were drawn again because all their rewards were equal",
-    "mismatch/mean": "mean |log π_rollout − log π_old|, engine against trainer on the same weights [nats/token]",
+    "mismatch/mean": "mean distance of log π_rollout, the engine's, from log π_old, on the same weights [nats/token]",
     "mismatch/max": "the largest of it [nats]",
     "mismatch/outside": "share of tokens that it alone carries out of the region: the noise floor of clipping",
     "mismatch/canary": "mean difference of the two on the canary's fixed sequences after the sync [nats/token]",

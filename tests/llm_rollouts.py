@@ -14,7 +14,7 @@ PAD = 1
 
 
 def made_rollout(group_size: int = 3, width: int = 6, vocabulary: int = 18, device: str = "cpu") -> Rollout:
-    """Random completions of 1 to `width` tokens after each of PROMPTS; padding on both sides has an id of its own use."""
+    """Random completions of 1 to `width` tokens after each of PROMPTS; padding has the id of a real token."""
     generator = torch.Generator().manual_seed(0)
     longest = max(map(len, PROMPTS))
     rows, mask, finished = [], [], []

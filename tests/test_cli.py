@@ -205,7 +205,6 @@ def test_bench_prints_ratios_and_writes_json(
         (["train", "--model", "./no-such-folder"], ["no-such-folder", "does not exist"]),
         (["train", "--resume", "nowhere"], ["nowhere"]),
         (["train", "--group-size", "1"], ["group_size is 1"]),
-        (["train", "--recipe", "grpo", "--set", "beta=0.1", "--model", "tiny-random"], ["reference policy"]),
         (["eval", "--model", "tiny-random", "--task", "missing.jsonl"], ["missing.jsonl"]),
     ],
 )  # fmt: skip

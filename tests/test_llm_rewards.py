@@ -259,7 +259,7 @@ def test_mixed_groups_are_those_with_unequal_rewards() -> None:
 
 
 @pytest.mark.parametrize(
-    ("refills", "expected", "drawn"), [(0, [1, 3, 5, 2], 4), (1, [1, 3, 5, 2], 5), (9, [1, 3, 5, 7], 6)]
+    ("refills", "expected", "drawn"), [(0, [1, 2, 3, 5], 4), (1, [1, 2, 3, 5], 5), (9, [1, 3, 5, 7], 6)]
 )
 def test_refills_replace_groups_without_signal(refills: int, expected: list[int], drawn: int) -> None:
     stock = iter([1, 2, 3, 5, 6, 7, 8])

@@ -13,7 +13,7 @@ from etr import exact
 from etr.errors import InputError
 from etr.llm import small
 from etr.llm.models import LanguageModel
-from etr.llm.rollout import TransformersEngine
+from etr.llm.rollout import TransformersEngine, request_seeds
 from etr.llm.table import policy_table, prompt_ids, sampled_reward
 from toy_envs import ExactModel, make_model
 
@@ -86,7 +86,8 @@ def test_sampled_reward_is_the_sum_over_all_sequences() -> None:
 
 def sampled_success(lm: LanguageModel, model: ExactModel, prompts: list[list[int]], group_size: int) -> torch.Tensor:
     """P(right) of each completion that the rollout engine samples, 0 where it is no answer: `[P, group_size]`."""
-    rollout = TransformersEngine(lm, model.horizon).generate(prompts, group_size, seed=3)
+    seeds = request_seeds(3, 1, range(len(prompts)), group_size)
+    rollout = TransformersEngine(lm, model.horizon).generate(prompts, group_size, seeds)
     tokens = {lm.tokenizer(s)["input_ids"][0]: i for i, s in enumerate(SYMBOLS[: model.vocab_size])}
     values = []
     for row, completion in enumerate(rollout.completions.tolist()):

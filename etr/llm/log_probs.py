@@ -1,8 +1,8 @@
 """Log-probabilities and entropies of sampled tokens without ever holding the logits of a whole batch.
 
-With a vocabulary of 50k to 150k, float32 logits [N, V] are the largest tensors of training by far. Here the forward pass
-keeps two numbers per token, log-sum-exp and entropy, and the backward pass computes the logits once more, in blocks of
-the vocabulary: each block of the head's gradient is then one matrix product, written once and never accumulated.
+With a vocabulary of 50k to 150k, float32 logits [N, V] are the largest tensors of training by far. Here the forward
+pass keeps two numbers per token, log-sum-exp and entropy, and the backward pass computes the logits once more, in
+blocks of the vocabulary: each block of the head's gradient is then one matrix product, written once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def token_log_probs(
     temperature, p = π and H its entropy, ∂ log π(token) / ∂x = onehot(token) − p and ∂H / ∂x = −p (log p + H).
     """
     held = HELD if chunk is None else chunk * head_weight.shape[0]
-    outputs: tuple[Tensor, Tensor] = _TokenLogProbs.apply(hidden, head_weight, head_bias, tokens, temperature, held)
+    arguments = (hidden, head_weight, head_bias, tokens, temperature, held)
+    outputs: tuple[Tensor, Tensor] = _TokenLogProbs.apply(*arguments)  # type: ignore[no-untyped-call]
     return outputs
 
 
@@ -155,8 +156,8 @@ def check_log_probs(model: Any, packing: str = "padded") -> None:
     """Raise `InputError` unless `completion_log_probs` agrees with the logits the model itself returns.
 
     Some families softly cap their logits or find positions in a way of their own, each under a config name of its own,
-    and `completion_log_probs` would be wrong for them without a sign; so the two are compared on short sequences instead
-    of reading names.
+    and `completion_log_probs` would be wrong for them without a sign; so the two are compared on short sequences
+    instead of reading names.
     """
     head = model.get_output_embeddings()
     if head is None:

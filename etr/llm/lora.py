@@ -1,6 +1,6 @@
 """LoRA adapters by peft: train two thin matrices beside each linear layer instead of all weights (2106.09685).
 
-    W x  becomes  W x + (α / r) B A x,    A [r, in], B [out, r], B = 0 at first
+W x becomes W x + (α / r) B A x, with A [r, in], B [out, r], and B = 0 at first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from etr.errors import InputError
 from etr.llm.models import LanguageModel
 
-ALPHA = 2.0  # α / r: with it the scale of an update does not depend on the rank
+ALPHA = 2  # α / r: with it the scale of an update does not depend on the rank
 ADAPTER = "default"  # peft's own name for the only adapter of a model
 
 

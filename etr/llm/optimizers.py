@@ -1,8 +1,7 @@
 """The optimiser of an LLM: float32 arithmetic for weights of any number format, at little more than Adam's own memory.
 
-bfloat16 weights have float32 masters: an update of 1e-6 would be lost in their 8 bits. A master is not kept
-beside its weight but as the 16 bits that the weight lacks, and put together one parameter at a time inside the step.
-Bytes a parameter with AdamW: bfloat16 weight 2, remainder 2, moments 8, gradient 2 with one micro-batch and 4 with more.
+Bytes a parameter with AdamW, in bfloat16: weight 2, remainder of its float32 master 2 (`etr.llm.master_weights`),
+moments 8, gradient 2 with one micro-batch and 4 with more.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from etr.errors import InputError, unknown
 from etr.llm.distributed import full
+from etr.llm.heap import give_back
+from etr.llm.master_weights import join, split
 from etr.llm.models import LanguageModel
 from etr.llm.toy_tasks import TOY_LLAMA
 from etr.recipe import OptimizerSettings
@@ -56,6 +57,7 @@ class Optimizer:
     @torch.no_grad()
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
+        give_back()  # activations of the passes, before moments and masters come on top of them
         for slot in self._slots:
             slot.step()
 
@@ -146,22 +148,6 @@ class _Slot:
 
             value = distribute_tensor(value, self.leaf.device_mesh, self.leaf.placements)
         return value
-
-
-def join(weight: Tensor, remainder: Tensor) -> Tensor:
-    """The float32 master of a bfloat16 weight: its 16 bits in front, and the signed remainder added to them."""
-    bits = weight.view(torch.int16).to(torch.int32).bitwise_left_shift_(16).add_(remainder)
-    return bits.view(torch.float32)
-
-
-def split(master: Tensor, weight: Tensor, remainder: Tensor) -> None:
-    """Write a float32 master into the nearest bfloat16 weight and the remainder that `join` needs; spoils the master.
-
-    Ties are rounded away from zero and not to even: the remainder of the other kind can be 2¹⁵, one more than fits.
-    """
-    bits = master.view(torch.int32)
-    remainder.copy_(bits)  # keeps the low 16 bits, read as a signed number
-    weight.view(torch.int16).copy_(bits.add_(1 << 15).bitwise_right_shift_(16))
 
 
 def make_optimizer(settings: OptimizerSettings, language_model: LanguageModel, state: str = "float32") -> Optimizer:

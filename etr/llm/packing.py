@@ -98,9 +98,9 @@ def pack_groups(sequences: Tensor, attention_mask: Tensor, prompt_width: int, on
     width = max(row.width for row in rows)
     width += -width % FLEX_BLOCK if one_row else 0
     columns = zip(*(row.padded(width) for row in rows), strict=True)
-    tensors = (torch.stack(column).to(sequences.device) for column in columns)
+    packed, positions, segment, prompt = (torch.stack(column).to(sequences.device) for column in columns)
     places = torch.cat([row * width + place for row, place in predictors])
-    return Packed(*tensors, predictors=places.to(sequences.device))
+    return Packed(packed, positions, segment, prompt, places.to(sequences.device))
 
 
 class _Row:

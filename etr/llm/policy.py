@@ -93,7 +93,7 @@ class Policy:
 
         def cost(packing: str) -> float:
             found = work(known, self._layout(packing))
-            return SLOWER[packing] * (2 * weights * found.tokens + 4 * channels * found.pairs)
+            return float(SLOWER[packing] * (2 * weights * found.tokens + 4 * channels * found.pairs))
 
         return min(self.allowed, key=cost)
 

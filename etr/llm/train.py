@@ -159,6 +159,7 @@ class Trainer:
             whole = norm if update == 0 else whole
             require_finite(step, float(loss), float(norm))
             self.optimizer.step()
+        self.optimizer.zero_grad()  # gradients are the largest thing that the next rollout would share its memory with
         return self.world.total(sums) | self.signal(first[0], whole, parts), float(norm)
 
     def current(self, rollout: Rollout, rows: slice) -> dict[str, Tensor]:
