@@ -74,7 +74,6 @@ def test_compare_leaves_a_whole_run_folder(capsys: pytest.CaptureFixture[str]) -
     assert pyarrow.parquet.read_table(folder / "results.parquet").num_rows == 2 * 2 * 4
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
     assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".json"}
-    assert any((folder / "tensorboard").iterdir())
     page = (folder / "report.html").read_text()
     assert "data:image/png;base64," in page and 'src="http' not in page
 

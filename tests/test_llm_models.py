@@ -15,7 +15,7 @@ import torch
 
 from etr.errors import InputError
 from etr.llm import weights
-from etr.llm.models import load_model, tiny_model
+from etr.llm.models import load_model, recompute_layers, tiny_model
 from etr.llm.weights import SMOLLM2, quiet, smollm2_folder
 
 transformers = pytest.importorskip("transformers")
@@ -189,3 +189,23 @@ def test_importing_etr_does_not_import_transformers() -> None:
     code = "import sys, etr, etr.llm, etr.llm.tasks, etr.llm.log_probs, etr.llm.rollout, etr.llm.evaluate\n"
     code += "assert not {'transformers', 'reasoning_gym', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_attention_is_the_one_asked_for_or_refused() -> None:
+    assert load_model("tiny-random").model.config._attn_implementation == "sdpa"
+    assert load_model("tiny-random", attention="eager").model.config._attn_implementation == "eager"
+    with pytest.raises(InputError, match="unknown attention 'sdap'; did you mean 'sdpa'"):
+        load_model("tiny-random", attention="sdap")
+    if importlib.util.find_spec("flash_attn") is None:
+        with pytest.raises(InputError, match=r"model 'tiny-random' cannot use flash_attention_2 \(.*\); use sdpa"):
+            load_model("tiny-random", attention="flash_attention_2")
+
+
+def test_layers_that_cannot_be_recomputed_are_refused() -> None:
+    model = tiny_model().model
+    recompute_layers(model)
+    assert model.is_gradient_checkpointing
+    other = tiny_model().model
+    other.supports_gradient_checkpointing = False
+    with pytest.raises(InputError, match=r"gradient_checkpointing: .* does not support .*; switch it off"):
+        recompute_layers(other)

@@ -45,9 +45,7 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
     reference = None
     if "ref_log_probs" in recipe.objective.needs:
         reference = Policy(frozen_copy(language_model), config.temperature, config.packing)
-    engine = make_engine(
-        config.engine, language_model, EngineSettings(config.max_new_tokens, config.temperature), say
-    )
+    engine = make_engine(config.engine, language_model, EngineSettings(config.max_new_tokens, config.temperature), say)
     if config.lora_rank:
         language_model = add_lora(language_model, config.lora_rank)
     if config.gradient_checkpointing:
