@@ -36,7 +36,7 @@ def train(out: Path, processes: int, *options: str, script: tuple[str, ...] = ("
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["dapo", "grpo_wide"])
 def test_two_processes_train_as_one(tmp_path: Path, objective: str) -> None:
-    """Five prompts on two ranks: shares and micro-batches differ in size, and `grpo_wide` has whole-batch statistics."""
+    """Five prompts on two ranks: shares and micro-batches differ in size; `grpo_wide` has whole-batch statistics."""
     options = ("--recipe", objective, "--micro-batch-tokens", "40", "--set", "optimizer.lr=3e-3", "optimizer.updates=2")
     for processes in (1, 2):
         train(tmp_path / str(processes), processes, *options)
