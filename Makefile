@@ -43,6 +43,7 @@ reproduce: $(VENV)/.demo  ## every published statement that can be checked on a 
 bench: $(VENV)/.demo  ## speed and memory, printed as ratios
 	$(BIN)/etr bench toy
 	$(BIN)/etr bench loss
+	$(BIN)/etr bench llm
 
 docs: $(VENV)/.docs  ## build the site in docs/_build/html; warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

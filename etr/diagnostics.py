@@ -34,6 +34,7 @@ METRICS: dict[str, str] = {
     "seconds/rollout": "its part for sampling and grading [s]",
     "seconds/update": "its part for old log-probs and the optimiser steps [s]",
     "seconds/sync": "its part for handing weights to the engine, the canary and the observatory [s]",
+    "memory": "main memory of the process after a step, LLM [GiB]; growth from step to step is a leak",
     "reward/timeouts": "answers whose grading took too long; they count as wrong",
     "reward/errors": "answers whose grading failed; they count as wrong",
     "group/refilled": "groups that were drawn again because all their rewards were equal",

@@ -34,5 +34,5 @@ def start(out: Path, config: TrainConfig = CONFIG, with_recipe: Recipe | None = 
 
 
 def timeless(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Rows of metrics without what a clock says."""
-    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per_s"))} for row in rows]
+    """Rows of metrics without what clock and system say."""
+    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per_s", "memory"))} for row in rows]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,30 +16,47 @@ from safetensors.torch import load_file
 
 from etr.batch import Mean
 from etr.errors import InputError
+from etr.llm import keep, setup
+from etr.llm.config import TrainConfig
 from etr.llm.distributed import World, layers
+from etr.llm.models import LanguageModel, load_model
+from etr.llm.rollout import EngineSettings, RolloutEngine
+from etr.llm.rollout.transformers_engine import TransformersEngine
+from etr.llm.setup import check_shared
 from etr.runs import read_metrics
 
-TIMES = ("seconds", "seconds/rollout", "seconds/update", "seconds/sync", "tokens_per_s")
+TIMES = ("seconds", "seconds/rollout", "seconds/update", "seconds/sync", "tokens_per_s", "memory")
 
 
-def train(out: Path, processes: int, *options: str, script: tuple[str, ...] = ("-m", "etr", "train")) -> None:
-    """`etr train` on the tiny model, alone or under torchrun."""
+def etr(processes: int, *options: str) -> str:
+    """`etr train`, alone or under torchrun; returns all that it printed."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    settings = ["--out", str(out), "--model", "tiny-random", "--task", "copy", "--steps", "3", "--prompts", "5",
-                "--group-size", "4", "--max-new-tokens", "3", "--eval-items", "0", "--engine", "transformers",
-                "--save-every", "3", *options]  # fmt: skip
-    command = [sys.executable, *(launcher if processes > 1 else []), *script, *settings]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "etr", "train", *options]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=150, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout + done.stderr
+
+
+def train(out: Path, processes: int, *options: str) -> str:
+    """A run of three steps on the tiny model."""
+    return etr(
+        processes, "--out", str(out), "--model", "tiny-random", "--task", "copy", "--steps", "3", "--prompts", "5",
+        "--group-size", "4", "--max-new-tokens", "3", "--eval-items", "0", "--engine", "transformers",
+        "--save-every", "3", *options,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["dapo", "grpo_wide"])
-def test_two_processes_train_as_one(tmp_path: Path, objective: str) -> None:
+@pytest.mark.parametrize(
+    ("objective", "rank", "file"),
+    [("dapo", "0", "model"), ("grpo_wide", "0", "model"), ("grpo", "2", "adapter_model")],
+)
+def test_two_processes_train_as_one(tmp_path: Path, objective: str, rank: str, file: str) -> None:
     """Five prompts on two ranks: shares and micro-batches differ in size; `grpo_wide` has whole-batch statistics."""
-    options = ("--recipe", objective, "--micro-batch-tokens", "40", "--set", "optimizer.lr=3e-3", "optimizer.updates=2")
+    options = ("--recipe", objective, "--micro-batch-tokens", "40", "--lora-rank", rank,
+               "--set", "optimizer.lr=3e-3", "optimizer.updates=2")  # fmt: skip
     for processes in (1, 2):
         train(tmp_path / str(processes), processes, *options)
     one, two = (read_metrics(tmp_path / str(n)) for n in (1, 2))
@@ -46,7 +65,7 @@ def test_two_processes_train_as_one(tmp_path: Path, objective: str) -> None:
         assert alone.keys() - set(TIMES) <= shared.keys()
         for name in alone.keys() - set(TIMES) - {"gradient/signal", "gradient/noise"}:
             assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-5, nan_ok=True), name
-    a, b = (load_file(tmp_path / str(n) / "checkpoints" / "step-3" / "model.safetensors") for n in (1, 2))
+    a, b = (load_file(tmp_path / str(n) / "checkpoints" / "step-3" / f"{file}.safetensors") for n in (1, 2))
     assert a.keys() == b.keys()
     for name, value in a.items():
         torch.testing.assert_close(b[name], value, rtol=1e-3, atol=2e-5, msg=name)
@@ -57,15 +76,101 @@ def test_a_run_of_two_processes_resumes_in_one(tmp_path: Path) -> None:
     options = ("--recipe", "grpo", "--set", "optimizer.lr=3e-3", "optimizer.updates=2")
     train(tmp_path / "whole", 1, "--steps", "5", *options)
     train(tmp_path / "parts", 2, *options)
-    done = subprocess.run(
-        [sys.executable, "-m", "etr", "train", "--resume", str(tmp_path / "parts"), "--extend-to", "5"],
-        capture_output=True, text=True, timeout=150, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    etr(1, "--resume", str(tmp_path / "parts"), "--extend-to", "5")
     whole, parts = (read_metrics(tmp_path / name)[-1] for name in ("whole", "parts"))
     for name in ("reward", "entropy", "grad_norm", "policy/objective"):
         assert parts[name] == pytest.approx(whole[name], rel=1e-3, abs=1e-5), name
     assert json.loads((tmp_path / "parts" / "checkpoints" / "step-5" / "trainer.json").read_text())["step"] == 5
+
+
+@pytest.mark.slow
+def test_bfloat16_in_two_processes(tmp_path: Path) -> None:
+    """Weights are rounded alike, so that the first rollout is that of one process up to the rounding of its passes."""
+    said = [train(tmp_path / str(n), n, "--dtype", "bfloat16", "--set", "optimizer.lr=3e-3") for n in (1, 2)]
+    one, two = (read_metrics(tmp_path / str(n)) for n in (1, 2))
+    assert all(math.isfinite(row[name]) for row in two for name in ("reward", "entropy", "grad_norm", "kl"))
+    assert two[0]["entropy"] == pytest.approx(one[0]["entropy"], rel=0.02)
+    assert two[0]["reward"] == pytest.approx(one[0]["reward"], abs=0.11)  # two samples of twenty may differ
+    assert two[0]["mismatch/mean"] < 0.05
+    assert said[1].count("loading") == said[1].count("rollout engine") == 1 and "view tensor" not in said[1]
+
+
+@pytest.mark.slow
+def test_two_processes_resume_adapters_from_the_last_whole_checkpoint(tmp_path: Path) -> None:
+    """The newest one is damaged: one process sets it aside, and all go on from the same."""
+    options = ("--steps", "4", "--save-every", "1", "--keep-last", "2", "--lora-rank", "2", "--eval-items", "2",
+               "--eval-every", "2", "--eval-samples", "2", "--set", "optimizer.lr=3e-3")  # fmt: skip
+    train(tmp_path, 2, *options)
+    before = read_metrics(tmp_path)
+    newest = max(keep.finished(tmp_path / "checkpoints"), key=keep.step_of)
+    (newest / "trainer.json").write_text("{}")
+    said = etr(2, "--resume", str(tmp_path))
+    assert said.count("is damaged") == 1 and f"resuming {tmp_path} after step 3" in " ".join(said.split())
+    after = read_metrics(tmp_path)
+    assert [row["step"] for row in after] == [1, 2, 3, 4]
+    for name in ("reward", "entropy", "grad_norm", "held_out/pass@1"):
+        assert after[-1][name] == pytest.approx(before[-1][name], rel=1e-4), name
+
+
+class Pair(World):
+    """One of two processes of which the other says `other`."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, other] if self.main else [other, value]
+
+
+other: Any = None
+
+
+def test_the_main_process_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert World().by_main(lambda: 3) == 3 and Pair(0, 2).by_main(lambda: 3) == 3
+    monkeypatch.setattr(sys.modules[__name__], "other", (5, None))
+    assert Pair(1, 2).by_main(lambda: pytest.fail("ran beside the main process")) == 5
+    monkeypatch.setattr(sys.modules[__name__], "other", (None, "no room"))
+    with pytest.raises(InputError, match="no room"):
+        Pair(1, 2).by_main(lambda: 3)
+
+    def refuse() -> int:
+        raise InputError("no file")
+
+    with pytest.raises(InputError, match="no file"):
+        Pair(0, 2).by_main(refuse)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"optimizer_state": "8bit"}, "optimizer_state 8bit works in one process only"),
+        ({"optimizer_state": "offload"}, "optimizer_state offload works in one process only"),
+        ({"dtype": "float16"}, "dtype is float16; several processes train in float32 or bfloat16"),
+        ({"prompts": 1}, "1 prompts a step are fewer than 2 processes"),
+    ],
+)
+def test_what_several_processes_cannot_have_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    config = TrainConfig(**changes)
+    if "prompts" not in changes:
+        check_shared(config, World())
+    with pytest.raises(InputError, match=sentence):
+        check_shared(config, World(0, 2))
+
+
+def test_the_engine_starts_in_the_format_of_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of several processes are float32; all must have the same engine."""
+    started: list[torch.dtype] = []
+
+    def make(name: str, language_model: LanguageModel, settings: EngineSettings, say: Any) -> RolloutEngine:
+        started.append(language_model.model.dtype)
+        return TransformersEngine(language_model)
+
+    monkeypatch.setattr(setup, "make_engine", make)
+    monkeypatch.setattr(sys.modules[__name__], "other", "transformers")
+    trained = load_model("tiny-random")
+    engine = setup.start_engine(TrainConfig(dtype="bfloat16"), trained, Pair(0, 2), print)
+    assert started == [torch.bfloat16] and isinstance(engine, TransformersEngine)
+    assert engine.language_model is trained and trained.model.dtype == torch.float32
+    monkeypatch.setattr(sys.modules[__name__], "other", "vllm")
+    with pytest.raises(InputError, match="the processes started different engines"):
+        setup.start_engine(TrainConfig(), trained, Pair(0, 2), print)
 
 
 def test_alone_nothing_is_shared_out() -> None:
@@ -89,6 +194,6 @@ def test_shares_cover_everything_once_and_never_are_empty() -> None:
 def test_only_a_model_with_layers_can_be_sharded() -> None:
     inner = torch.nn.ModuleList([torch.nn.Linear(1, 1) for _ in range(3)])
     model = torch.nn.ModuleDict({"few": torch.nn.ModuleList([torch.nn.Linear(1, 1)]), "many": inner})
-    assert layers(model) is inner
+    assert list(layers(model)) == list(inner)
     with pytest.raises(InputError, match="Linear has no list of layers to shard; train it in one process"):
         layers(torch.nn.Linear(1, 1))

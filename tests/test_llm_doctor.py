@@ -133,6 +133,7 @@ def test_parts_of_the_plan_are_those_counted_by_hand(
 ) -> None:
     """Bytes a weight: bfloat16 needs the 16 bits that it lacks of float32, and float32 to add up gradients."""
     plan = plan_memory(small(), load_recipe("etr"), replace(TINY, dtype=dtype), replace(WORK, passes=passes))
+    assert min(plan.parts.values()) >= 0
     attention, mlp, norms = 32 * 32 * 2 + 32 * 16 * 2, 3 * 32 * 64, 2 * 32
     weights = 50 * 32 + 2 * (attention + mlp + norms) + 32  # the head is the embedding
     constant = 4 * (4 + 4)  # rotary frequencies: 2 x head width / 2 numbers, float32
@@ -273,6 +274,7 @@ def test_the_command_says_and_writes_everything(
     out = " ".join(capsys.readouterr().out.split())
     for text in ("Memory plan", "peak of update", "Noise floor", "tokens/s", "always 1", "optimizer.updates=2"):
         assert text in out
+    assert "1 forward pass an update" in out and "the ratio says little" in out
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["plan"]["peak"] == max(found["plan"]["phases"].values())
     assert found["measured"]["throughput"]["rollout"] > 0 and found["measured"]["trained"] > 0

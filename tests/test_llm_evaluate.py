@@ -14,6 +14,7 @@ import torch
 from etr.errors import InputError
 from etr.llm import evaluate as module
 from etr.llm.evaluate import Answers, EvalResult, evaluate, summarize
+from etr.llm.items import Item, user
 from etr.llm.majority import majority, votes
 from etr.llm.models import tiny_model
 from etr.llm.rewards import Grader
@@ -167,3 +168,25 @@ def test_the_command_prints_every_measure_and_warns_of_seen_questions(
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 6
     assert main(["eval", "--task", str(tmp_path / "none.jsonl")]) == 2
     assert "cannot read task file" in capsys.readouterr().err
+
+
+def test_seen_questions_are_looked_up_with_the_seed_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from etr.cli import evaluate as command
+    from etr.llm import tasks
+    from etr.runs import RunFolder
+
+    settings = {"task": "arithmetic", "task_options": {}, "seed": 7}
+    with RunFolder.create(tmp_path / "run", {"kind": "llm", "settings": settings}):
+        pass
+    asked: list[tuple[str, int]] = []
+
+    def load(name: str, *, seed: int, **options: object) -> Task:
+        asked.append((name, seed))
+        return Task(name, (Item(user("2 + 2"), "4"),), "exact")
+
+    monkeypatch.setattr(tasks, "load_task", load)
+    command._report_overlap(load("copy", seed=0), str(tmp_path / "run/checkpoints/step-2"), None)
+    assert asked[1:] == [("arithmetic", 7)]
+    assert "1 of the 1 questions of copy" in capsys.readouterr().out

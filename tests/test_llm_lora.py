@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from llm_rollouts import from_full_logits, made_rollout
+from llm_runs import CONFIG, recipe, start, trainer
 
+from etr.cli import main
 from etr.errors import InputError
+from etr.llm.checkpoint import load
 from etr.llm.lora import adapter_state, add_lora, has_lora, load_adapter_state, merged_weights
-from etr.llm.models import LanguageModel, recompute_layers, tiny_model
+from etr.llm.models import LanguageModel, load_model, recompute_layers, tiny_model
 from etr.llm.optimizers import make_optimizer
 from etr.llm.policy import PACKINGS, Policy
 from etr.recipe import OptimizerSettings
@@ -107,3 +113,54 @@ def test_bad_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="lora_rank needs peft: pip install peft"):
         add_lora(tiny_model(), 4)
+
+
+def test_a_checkpoint_with_adapters_is_a_model_folder(tmp_path: Path) -> None:
+    start(tmp_path / "run", replace(CONFIG, steps=2, eval_items=0, lora_rank=2), recipe(**{"optimizer.lr": 0.05}))
+    folder = tmp_path / "run/checkpoints/step-2"
+    loaded, again = load_model(str(folder)), trainer(lora_rank=2, eval_items=0)
+    load(folder, again.language_model.model, again.optimizer)
+    state, plain = loaded.model.state_dict(), tiny_model().model.state_dict()
+    for name, weight in merged_weights(again.language_model.model):
+        torch.testing.assert_close(state[name], weight, rtol=0, atol=1e-6)
+    assert not torch.equal(
+        state["model.layers.0.self_attn.q_proj.weight"], plain["model.layers.0.self_attn.q_proj.weight"]
+    )
+    assert not has_lora(loaded.model) and loaded.path == folder
+    words = ["eval", "--model", str(folder), "--task", "copy", "--items", "2", "--samples", "2", "--k", "1"]
+    words += ["--engine", "transformers", "--device", "cpu", "--dtype", "bfloat16", "--max-new-tokens", "2"]
+    assert main(words) == 0
+    assert main([*words, "--dtype", "float16"]) == main([*words, "--device", "cuda:99"]) == 2
+
+
+def test_adapters_without_their_base_say_where_to_name_it(tmp_path: Path) -> None:
+    add_lora(tiny_model(), 2).model.save_pretrained(tmp_path, save_embedding_layers=False)
+    for noted, sentence in (
+        (None, "nothing says of which model"),
+        ("./gone", r"base model '\./gone' cannot be loaded"),
+    ):
+        file = tmp_path / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": noted}))
+        with pytest.raises(
+            InputError, match=f"holds LoRA adapters, and {sentence}|{sentence}.*base_model_name_or_path"
+        ):
+            load_model(str(tmp_path))
+
+
+def test_adapters_on_top_of_adapters_note_what_they_were_trained_on(tmp_path: Path) -> None:
+    folders = tmp_path / "one", tmp_path / "two"
+    source = "tiny-random"
+    for folder in folders:
+        language_model = add_lora(load_model(source), 2)
+        for name, parameter in language_model.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        language_model.model.save_pretrained(folder, save_embedding_layers=False)
+        language_model.tokenizer.save_pretrained(folder)
+        if source == "tiny-random":  # a run would say it
+            file = folder / "adapter_config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": source}))
+        source = str(folder)
+        expected = dict(merged_weights(language_model.model))
+        found = load_model(source).model.state_dict()
+        assert all(torch.allclose(found[name], weight, atol=1e-5) for name, weight in expected.items())

@@ -34,7 +34,7 @@ CONFIG = TrainConfig(
     engine="transformers", eval_items=4, eval_samples=2, eval_every=4, device="cpu",
 )  # fmt: skip
 FIELDS = {"optimizer.lr": 3e-3, "optimizer.updates": 2}
-CLOCKS = ("seconds", "tokens_per_s")
+CLOCKS = ("seconds", "tokens_per_s", "memory")
 
 
 def quietly(*step: object) -> None:
@@ -358,6 +358,21 @@ def test_auto_is_the_newest_run_that_can_continue(tmp_path: Path, monkeypatch: p
     assert resumable.to_continue("some/where", None) == Path("some/where")
     unevaluated = fake(runs / "unevaluated", 8, 8, age=5, evaluated=False)
     assert resumable.to_continue("auto", None) == unevaluated
+
+
+def test_auto_begins_a_run_again_that_has_no_checkpoint_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from etr.cli import main
+
+    out = fake(tmp_path / "k2", 8, 0, age=0, evaluated=False)
+    (out / "checkpoints/.step-2.partial").mkdir(parents=True)  # killed while it wrote its first one
+    assert resumable.to_continue("auto", out) is None
+    assert not resumable.nothing_saved(fake(tmp_path / "saved", 8, 2, age=0))
+    assert not resumable.nothing_saved(fake(tmp_path / "other", 8, 0, age=0, kind="compare"))
+    words = ["train", "--resume", "auto", "--out", str(out), "--model", "tiny-random", "--task", "copy", "--steps", "1"]
+    words += ["--prompts", "2", "--group-size", "2", "--eval-items", "0", "--engine", "transformers"]
+    assert main(words) == 0
+    assert "has no checkpoint yet; its run is begun again" in " ".join(capsys.readouterr().out.split())
+    assert checkpoints(out) == ["step-1"]
 
 
 def test_auto_says_when_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from etr.errors import InputError
-from etr.llm.data.dynamic import collect_mixed, mixed_groups
+from etr.llm.data.dynamic import collect_mixed
 from etr.llm.items import Item, user
 from etr.llm.rewards import Grader, Grades, overlong
 from etr.llm.rewards.combine import Combination
@@ -85,7 +85,6 @@ def test_what_hangs_or_dies_costs_one_answer_each(mine: str) -> None:
         assert grades.rewards == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
         assert (grades.timeouts, grades.errors) == (3, 5)
         assert grader.grade([ITEM] * 4, ["ok"] * 4).rewards == [1.0] * 4  # the pool is whole again
-    assert grades.metrics() == {"reward/timeouts": 3.0, "reward/errors": 5.0}
     assert len(said) == 3  # the first of each kind
     assert any("raised" in text for text in said)
     assert any("took longer than 0.5 s" in text for text in said)
@@ -162,7 +161,6 @@ def test_components_are_averaged_or_weighted(mine: str) -> None:
     grades = grade(f"{mine}:parts", "5", "6")
     assert grades.rewards == [0.75, 0.25]
     assert grades.components == {"right": [1.0, 0.0], "form": [0.5, 0.5]}
-    assert grades.metrics()["reward/right"] == 0.5
     weighted = grade(f"{mine}:parts", "5", "6", reward_weights="right=3, form=1")
     assert weighted.rewards == pytest.approx([(3 + 0.5) / 4, 0.5 / 4])
     with pytest.raises(InputError, match="gave the components right after right, form"):
@@ -249,13 +247,6 @@ def test_overlong() -> None:
     )
     with pytest.raises(InputError, match="overlong is 'drop'; write keep, mask or penalty"):
         overlong("drop", rewards, lengths, finished, 100)
-
-
-def test_mixed_groups_are_those_with_unequal_rewards() -> None:
-    rewards = torch.tensor([0.1, 0.1 + 1e-7, 0.3, 0.3, 1.0, 0.0, 0.5])
-    groups = torch.tensor([7, 7, 2, 2, 9, 9, 4])
-    expected = [len({float(r) for r, g in zip(rewards, groups, strict=True) if g == own}) > 1 for own in groups]
-    assert mixed_groups(rewards, groups).tolist() == expected == [True, True, False, False, True, True, False]
 
 
 @pytest.mark.parametrize(

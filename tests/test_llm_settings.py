@@ -121,8 +121,11 @@ def test_components_and_failures_of_a_reward_are_logged(tmp_path: Path, monkeypa
         ({"eval_every": -1}, "eval_every is -1; give at least 0"),
         ({"engine": "vlm"}, "unknown engine 'vlm'; did you mean 'vllm'?"),
         ({"reward": "maths"}, "maths"),
-        ({"reward_timeout": 0.0}, "reward_timeout is 0.0; give a positive number of seconds"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"reward_timeout": 0.0}, "reward_timeout is 0.0; give a positive number"),
+        ({"temperature": 0.0}, "temperature is 0.0; give a positive number"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'; did you mean 'bfloat16'?"),
+        ({"dtype": "float64"}, "unknown dtype 'float64'"),
+        ({"eval_items": 1}, "give 0 or at least 2"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change: dict[str, object], sentence: str) -> None:

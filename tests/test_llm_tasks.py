@@ -202,7 +202,7 @@ def test_unusable_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"name": "arithmetik"}, InputError, "unknown task 'arithmetik'; did you mean 'arithmetic'"),
+        ({"name": "arithmetik"}, InputError, "unknown task 'arithmetik'; did you mean 'arithmetic'.*GALLERY.md$"),
         ({"name": "chain_sum", "config": {"max_term": 3}}, FieldError, "'max_term'; did you mean 'max_terms'"),
         ({"name": "chain_sum", "config": {"max_terms": 1}}, InputError, "refuses the options .*max_terms.*; mend them"),
         ({"name": "copy", "config": {"a": 1}}, InputError, "task 'copy' takes no options, got a; remove them"),

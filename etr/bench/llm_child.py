@@ -19,7 +19,7 @@ from etr.bench import paired, timed
 from etr.bench.llm_work import Work, write_questions
 from etr.errors import InputError
 from etr.llm.config import TrainConfig
-from etr.llm.doctor.peak import Peak, resident
+from etr.llm.peak import Peak, resident
 from etr.llm.rollout import EngineSettings, make_engine, request_seeds
 from etr.llm.setup import build
 from etr.llm.tasks import encode

@@ -15,7 +15,7 @@ from etr.bench.llm_child import trainer_for
 from etr.bench.llm_process import MIB, child
 from etr.bench.llm_work import Size, Work, random_model
 from etr.llm.doctor.measure import measured_step
-from etr.llm.doctor.peak import Peak
+from etr.llm.peak import Peak
 
 Row = dict[str, Any]
 FACTORS = (1, 2, 4)

@@ -32,9 +32,12 @@ def trl(work: Work, peer: str | None) -> Row:
     try:
         found = subprocess.run(probe, capture_output=True).returncode == 0
     except OSError as error:
-        raise InputError(f"the peer's interpreter '{python}' cannot be run ({error.strerror}); check --peer") from error
+        raise InputError(
+            f"the peer's interpreter '{python}' cannot be run ({error.strerror}); check --peer-python"
+        ) from error
     if not found:
-        return {"skipped": f"{python} has no trl; make a venv with it and name its python by --peer or {PEER_VARIABLE}"}
+        mend = f"make a venv with it and name its python by --peer-python or {PEER_VARIABLE}"
+        return {"skipped": f"{python} has no trl; {mend}"}
     return _last_line([python, str(PEER), json.dumps(dataclasses.asdict(work))], work.threads)
 
 

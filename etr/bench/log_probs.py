@@ -20,8 +20,8 @@ from torch import Tensor
 
 from etr.bench import median_ratio, timed
 from etr.bench.llm_process import MIB, Row, child
-from etr.llm.doctor.peak import Peak
 from etr.llm.log_probs import token_log_probs
+from etr.llm.peak import Peak
 
 ENTROPY = 0.01  # weight of the entropy in the loss
 OURS, FULL, LIGER = "chunked", "full logits", "liger"

@@ -14,6 +14,7 @@ from etr.llm.config import TrainConfig
 Set = Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE ...")]
 COLOURS = {"problem": "red", "warning": "yellow", "note": "dim"}
 GIB = 2**30
+SMALL = 100 * 2**20  # bytes; what libraries keep for themselves is of that order
 
 
 def doctor(
@@ -86,12 +87,16 @@ def _print_memory(found: Any) -> None:
         for phase, size in found.measured_plan.phases.items()
     ]
     header = ["peak of", "predicted", "measured", "measured / predicted"]
-    print_table("The measured step, MiB", header, rows, _shape(found.measured.work))
+    caption = _shape(found.measured.work)
+    if max(found.measured_plan.phases.values()) < SMALL:
+        caption += "; below 100 MiB the ratio says little: what libraries keep for themselves is of that order"
+    print_table("The measured step, MiB", header, rows, caption)
 
 
 def _shape(work: Any) -> str:
+    passes = "1 forward pass" if work.passes == 1 else f"{work.passes} forward passes"
     return (
-        f"{work.completions} completions of at most {work.prompt} + {work.answer} tokens; {work.passes} forward passes "
+        f"{work.completions} completions of at most {work.prompt} + {work.answer} tokens; {passes} "
         f"an update, at most {work.rows} x {work.width} tokens ({work.packing})"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +10,7 @@ from etr.cli.options import console, print_table, progress_bar
 
 if TYPE_CHECKING:
     from etr.llm.evaluate import EvalResult
+    from etr.llm.models import LanguageModel
     from etr.llm.tasks import Split, Task
 
 SHORT_ANSWERS = ("arithmetic", "copy", "copy-reverse", "mod-arithmetic")
@@ -27,6 +29,8 @@ def eval_command(
     max_new_tokens: int | None = None,
     temperature: float = 1.0,
     engine: str = "auto",
+    device: str = "auto",
+    dtype: str = "float32",
     reward: str = "auto",
     reward_timeout: float = 10.0,
     trained_on: str | None = None,
@@ -53,6 +57,8 @@ def eval_command(
         max_new_tokens: Longest answer in tokens; 8 for arithmetic and the toy tasks, else 1024, if not given.
         temperature: Sampling temperature.
         engine: auto, transformers, vllm, or the address of a vLLM server.
+        device: cpu, cuda, or auto for a GPU where there is one.
+        dtype: Number format of the weights, float32 or bfloat16.
         reward: auto (the task's own), exact, numeric, math, regex:PATTERN, module:function or file.py:function.
         reward_timeout: Seconds that grading one answer may take.
         trained_on: Task whose questions the model was trained on; common questions are reported. A checkpoint of
@@ -61,7 +67,6 @@ def eval_command(
         out: File for one JSON line per question with all its answers.
     """
     from etr.llm.evaluate import evaluate
-    from etr.llm.models import load_model
     from etr.llm.rewards import Grader
     from etr.llm.rollout import EngineSettings, make_engine
     from etr.llm.tasks import load_task
@@ -70,19 +75,28 @@ def eval_command(
     _report_overlap(questions, model, trained_on)
     tokens = max_new_tokens or (SHORT if task in SHORT_ANSWERS else LONG)
     with Grader(questions, reward, reward_timeout, say=_say) as grader, progress_bar() as bar:
-        language_model = load_model(model)
-        sampler = make_engine(engine, language_model, EngineSettings(tokens, temperature), _say)
-        move = bar("questions", min(items, len(questions.items)))
-        try:
+        language_model = _load(model, device, dtype)
+        with closing(make_engine(engine, language_model, EngineSettings(tokens, temperature), _say)) as sampler:
+            move = bar("questions", min(items, len(questions.items)))
             result = evaluate(
                 language_model, questions, sampler, items=items, samples=samples, ks=k, seed=seed, grader=grader,
                 progress=lambda done, total: move(done),
             )  # fmt: skip
-        finally:
-            sampler.close()
     _print(result, f"{model} on {task}", samples, tokens)
     if out is not None:
         result.write(out)
+
+
+def _load(model: str, device: str, dtype: str) -> LanguageModel:
+    from etr.llm.config import check_choice
+    from etr.llm.models import load_model
+    from etr.llm.setup import pick_device
+
+    check_choice("dtype", dtype)
+    place = pick_device(device)
+    language_model = load_model(model, dtype)
+    language_model.model.to(place)
+    return language_model
 
 
 def _print(result: EvalResult, title: str, samples: int, tokens: int) -> None:
@@ -115,14 +129,17 @@ def _report_overlap(questions: Task, model: str, trained_on: str | None) -> None
     from etr.llm.tasks import load_task
     from etr.runs import is_run, read_config
 
-    run = Path(model).absolute().parent.parent  # of runs/my-run/checkpoints/step-20
+    run = Path(model).expanduser().resolve().parent.parent  # of runs/my-run/checkpoints/step-20
     options: dict[str, int | str] = {}
+    seed = 0
     if trained_on is None and is_run(run):
         settings = read_config(run).get("settings", {})
         trained_on, options = settings.get("task"), settings.get("task_options", {})
+        seed = settings.get("seed", 0)
     if trained_on is None:
         return
-    training = load_task(trained_on, split="train" if trained_on == questions.name else "all", config=options)
+    side: Split = "train" if trained_on == questions.name else "all"
+    training = load_task(trained_on, split=side, seed=seed, config=options)
     common = overlap(training.items, questions.items)
     if common:
         _say("warning: " + warning(trained_on, questions.name, common, len(questions.items)))

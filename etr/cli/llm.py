@@ -41,8 +41,8 @@ def train(
         out: Folder for the run; runs/<name>-<time> if not given.
         overwrite: Replace a run that is already in that folder.
         resume: Folder of a run to continue from its last whole checkpoint, or auto for the newest run under runs/ (or
-            --out) that can continue; all other options are read from it. With auto and an --out that is not there yet a
-            new run starts, so that one command line also serves after a crash.
+            --out) that can continue; all other options are read from it. With auto and an --out that is not there yet,
+            or has no checkpoint yet, a new run starts, so that one command line also serves after a crash.
         extend_to: With --resume: train up to this step instead of the recorded number.
     """
     from etr.llm import resumable, run
@@ -54,6 +54,9 @@ def train(
     else:
         loaded = recipe_with(recipe, set_)
         folder = choose_out(out, f"train-{loaded.name}")
+        if resume is not None and resumable.nothing_saved(folder):
+            say(f"'{folder}' has no checkpoint yet; its run is begun again")
+            overwrite = True
         run.start(loaded, config, folder, overwrite, say, print_step)
     if is_main():
         print_outcome(folder)

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,7 +27,7 @@ import etr
 from etr.errors import InputError
 from etr.files import read_json, to_json
 from etr.llm import keep, random_states
-from etr.llm.distributed import full
+from etr.llm.distributed import full, sharded_as
 from etr.llm.lora import has_lora
 from etr.llm.manifest import write_manifest
 from etr.llm.models import LanguageModel
@@ -168,7 +169,10 @@ def _gathered(model: Any) -> dict[str, Tensor] | None:
 
 def _load_weights(path: Path, model: Any, values: dict[str, Any]) -> None:
     if "adapters" in values:
-        model.load_state_dict(values["adapters"], strict=False)  # the rest is the frozen model, loaded by its name
+        with torch.no_grad():
+            own = _adapters(model)["adapters"]
+            for name, value in values["adapters"].items():  # the rest is the frozen model, loaded by its name
+                own[name].copy_(sharded_as(own[name], value))
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from transformers import AutoModelForCausalLM

@@ -12,7 +12,9 @@ from etr.errors import FieldError, InputError, unknown
 ONE_OR_MORE = ("steps", "prompts", "max_new_tokens", "micro_batch_tokens", "save_every", "keep_last", "eval_samples")
 ZERO_OR_MORE = ("refills", "lora_rank", "eval_items", "eval_every")
 LEAST = {"group_size": 2, **dict.fromkeys(ONE_OR_MORE, 1), **dict.fromkeys(ZERO_OR_MORE, 0)}
+POSITIVE = ("temperature", "reward_timeout")
 CHOICES = {
+    "dtype": ("float32", "bfloat16"),
     "overlong": ("keep", "mask", "penalty"),
     "packing": ("auto", "prefix", "cached", "padded"),
     "optimizer_state": ("float32", "8bit", "offload"),
@@ -95,9 +97,13 @@ class TrainConfig:
         for name, low in LEAST.items():
             if getattr(self, name) < low:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least {low}")
-        for name, valid in CHOICES.items():
-            if getattr(self, name) not in valid:
-                raise InputError(unknown(name, getattr(self, name), valid))
+        for name in POSITIVE:
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}; give a positive number")
+        if self.eval_items == 1:
+            raise InputError("eval_items is 1, and an interval needs at least 2 questions; give 0 or at least 2")
+        for name in CHOICES:
+            check_choice(name, getattr(self, name))
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], **changes: Any) -> TrainConfig:
@@ -107,3 +113,9 @@ class TrainConfig:
             if name not in valid:
                 raise FieldError(unknown("setting", name, valid))
         return TrainConfig(**{**values, **changes})
+
+
+def check_choice(name: str, value: str) -> None:
+    """Raise InputError for a value that the setting of that name does not have."""
+    if value not in CHOICES[name]:
+        raise InputError(unknown(name, value, CHOICES[name]))

@@ -10,8 +10,10 @@ the passes of the model are shared out, and parameters, gradients and optimizer 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +24,7 @@ from etr.batch import Mean
 from etr.errors import InputError
 
 T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)  # how long the others wait for a process that was lost
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class World:
         if size == 1:
             return World()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         return World(dist.get_rank(), dist.get_world_size())
 
     @property
@@ -59,6 +62,21 @@ class World:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
+
+    def by_main(self, action: Callable[[], T]) -> T:
+        """What `action` returns, run by the main process alone, for all. An InputError of it is raised by all."""
+        if self.size == 1:
+            return action()
+        found: tuple[T | None, str | None] = (None, None)
+        if self.main:
+            try:
+                found = action(), None
+            except InputError as error:
+                found = None, str(error)
+        value, refused = self.gather(found)[0]
+        if refused is not None:
+            raise InputError(refused)
+        return value  # type: ignore[return-value]  # None only where T is
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """The ranks' rows `[b, ...]` one after another, on this rank's device."""
@@ -92,11 +110,15 @@ def is_main() -> bool:
 def shard(model: Any, dtype: torch.dtype) -> None:
     """Shard float32 parameters over all ranks (FSDP2), layer by layer; the passes compute in `dtype`.
 
-    The root's own weights stay whole after `forward`, until the backward pass: the LM head is read after it.
+    The root's own weights stay whole after `forward`, until the backward pass: the LM head is read after it. Of a model
+    with LoRA adapters the base model is the root: the rollout engine calls that one, and the trainer its wrapper.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    model = model.get_base_model() if hasattr(model, "peft_config") else model
+    # Hidden states leave the root as a view (`etr.llm.prompts.hidden_states`); nothing writes into them.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for layer in layers(model):
         fully_shard(layer, mp_policy=policy)
     fully_shard(model, mp_policy=policy, reshard_after_forward=False)
@@ -108,6 +130,15 @@ def layers(model: Any) -> Sequence[torch.nn.Module]:
     if not lists:
         raise InputError(f"{type(model).__name__} has no list of layers to shard; train it in one process")
     return max(lists, key=len)  # type: ignore[arg-type]
+
+
+def sharded_as(place: Any, value: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, sharded as `place` is; the tensor itself where that is not sharded."""
+    if not hasattr(place, "placements"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, place.device_mesh, place.placements)
 
 
 def full(value: Tensor) -> Tensor:

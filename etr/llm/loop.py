@@ -53,17 +53,18 @@ class Loop:
 
         Raises InputError as `Trainer.step`, `Guard.add` and `checkpoint.save` do.
         """
-        steps, done = self.trainer.config.steps, first - 1
+        world, steps, done = self.trainer.world, self.trainer.config.steps, first - 1
         with stop_signal(self.say) as stopped:
             for step in range(first, steps + 1):
                 metrics = self.step(step)
                 best = self.evaluate(step, metrics)
+                metrics, best = world.gather((metrics, best))[0]  # one word decides of what all must do together
                 self.record(step, metrics)
                 self.guard.add(step, metrics)
-                done, stop = step, self.trainer.world.agree(stopped())
-                if self.trainer.failure is not None:
+                done, stop = step, world.agree(stopped())
+                if (failure := self.failure()) is not None:
                     self.save(step)
-                    raise dead_engine(self.trainer.failure, step, self.folder.path) from self.trainer.failure
+                    raise dead_engine(failure, step, self.folder.path) from failure
                 due = best or step % self.trainer.config.save_every == 0
                 if stop or step == steps or (due and self.guard.calm):
                     self.save(step)
@@ -84,10 +85,16 @@ class Loop:
                 self.save(step - 1)
             raise dead_engine(error, step - 1 if alone else None, self.folder.path) from error
 
+    def failure(self) -> EngineError | None:
+        """What killed the engine of this process or of another one after the last update, if anything did."""
+        own = self.trainer.failure
+        found = [text for text in self.trainer.world.gather(None if own is None else str(own)) if text is not None]
+        return own or (EngineError(found[0]) if found else None)
+
     def evaluate(self, step: int, metrics: Metrics) -> bool:
         """Adds the held-out scores to the metrics of a step where they are due; True if they are the best so far."""
         every, self.latest = self.trainer.config.eval_every, None
-        if every == 0 or step % every != 0 or self.trainer.failure is not None:
+        if every == 0 or step % every != 0 or self.failure() is not None:
             return False
         try:
             self.latest = held_out.held_out(self.trainer, self.say, f"after step {step}")
@@ -123,7 +130,7 @@ class Loop:
         Rows that wait for room on the disk go first: a resume must find every row up to its checkpoint.
         """
         trainer = self.trainer
-        if (self.checkpoints / f"step-{step}").exists():
+        if trainer.world.gather((self.checkpoints / f"step-{step}").exists())[0]:
             return
         self.folder.flush()
         checkpoint.save(

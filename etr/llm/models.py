@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from etr.errors import InputError, unknown
+from etr.llm import lora_folder
 from etr.llm.toy_tasks import TOY_LLAMA
 from etr.llm.weights import SMOLLM2, hush, quiet, smollm2_folder
 
@@ -99,13 +100,29 @@ def _load(name: str, dtype: str) -> LanguageModel:
 
 
 def _from_folder(name: str, folder: Path, dtype: str) -> LanguageModel:
-    if not (folder / "config.json").is_file():
+    if not any((folder / file).is_file() for file in ("config.json", lora_folder.ADAPTERS)):
         raise InputError(f"'{folder}' is not a Hugging Face model folder: it has no config.json; check the path")
     try:
+        if (folder / lora_folder.ADAPTERS).is_file():
+            return _with_adapters(name, folder, dtype)
         model, tokenizer = _from_pretrained(str(folder), dtype)
+    except InputError:
+        raise
     except Exception as error:  # a damaged folder fails in many ways, all of them the folder's
         raise InputError(f"cannot load the model in '{folder}': {_first_line(error)}; check its files") from error
     return LanguageModel(model, tokenizer, name, folder)
+
+
+def _with_adapters(name: str, folder: Path, dtype: str) -> LanguageModel:
+    """A checkpoint of a run with LoRA: its base model with the adapters added to the weights."""
+    source = lora_folder.base_of(folder)
+    try:
+        base = _load(source, dtype)
+    except InputError as error:
+        raise InputError(
+            lora_folder.no_base(folder, f"their base model '{source}' cannot be loaded: {error}")
+        ) from error
+    return LanguageModel(lora_folder.merged(base.model, folder), base.tokenizer, name, folder)
 
 
 def _from_hub(name: str, dtype: str) -> LanguageModel:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +16,7 @@ from etr.llm.toy_tasks import TOY_TASKS
 
 ARITHMETIC = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 EXAMPLE = ("2 + 3", "= 5")
+GALLERY = "https://github.com/open-thought/reasoning-gym/blob/main/GALLERY.md"
 DRAWS_PER_ITEM = 20  # questions repeat, and the split keeps only some of them
 
 
@@ -47,12 +49,23 @@ def _short(entry: Mapping[str, Any]) -> Item:
     return Item(messages, str(entry["answer"]), entry)
 
 
+def _unknown_task(name: str, datasets: Iterable[str]) -> str:
+    """One sentence with near names, without the hundred others."""
+    own = ["arithmetic", "copy", *TOY_TASKS]
+    near = [f"'{other}'" for other in get_close_matches(name, [*own, *datasets], n=3, cutoff=0.5)]
+    hint = f" did you mean {' or '.join(near)}?" if near else ""
+    return (
+        f"unknown task '{name}';{hint} Valid: {', '.join(own)}, a .jsonl, .json or .parquet file, hf:NAME, or a "
+        f"dataset of reasoning-gym, listed at {GALLERY}"
+    )
+
+
 def _dataset(name: str, seed: int, size: int, config: Config) -> Any:
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
-        raise InputError(unknown("task", name, [*DATASETS, "arithmetic", "copy", *TOY_TASKS]))
+        raise InputError(_unknown_task(name, DATASETS))
     options = {f.name for f in fields(DATASETS[name][1])} - {"seed", "size"}
     for key in config:
         if key not in options:

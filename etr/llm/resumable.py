@@ -16,10 +16,20 @@ DEPTHS = ("", "*/", "*/*/")  # of a run below the folder that is searched
 
 
 def to_continue(resume: str, out: Path | None, steps: int | None = None) -> Path | None:
-    """The run that --resume names, a folder or `auto`; None if `auto` is to start the run in `out`, not there yet."""
+    """The run that --resume names, a folder or `auto`; None if `auto` is to start the run in `out`.
+
+    It is when `out` is not there yet, or holds a run that ended before its first checkpoint.
+    """
     if resume != AUTO:
         return Path(resume)
-    return find(Path("runs") if out is None else out, steps) if out is None or out.exists() else None
+    if out is not None and (not out.exists() or nothing_saved(out)):
+        return None
+    return find(Path("runs") if out is None else out, steps)
+
+
+def nothing_saved(run: Path) -> bool:
+    """Is this an LLM run without any checkpoint? Nothing is lost when such a run is begun again."""
+    return is_run(run) and read_config(run).get("kind") == "llm" and not any((run / CHECKPOINTS).glob("[!.]*"))
 
 
 def find(root: Path, steps: int | None = None) -> Path:

@@ -10,8 +10,9 @@ from typing import Any
 from etr.errors import InputError
 from etr.llm import checkpoint, held_out, keep, random_states, tracking
 from etr.llm.config import TrainConfig
+from etr.llm.distributed import World, is_main
 from etr.llm.loop import CHECKPOINTS, Loop, Metrics, OnStep, Say
-from etr.llm.setup import build
+from etr.llm.setup import build, pick_device
 from etr.llm.train import Trainer
 from etr.recipe import Recipe, recipe_from_dict
 from etr.runs import RunFolder, read_config, read_metrics
@@ -22,14 +23,14 @@ def start(recipe: Recipe, config: TrainConfig, out: Path, overwrite: bool, say: 
     config.check()
     tracking.check(config.track)
     random_states.seed(config.seed)
+    say, on_step = voices(say, on_step)
     with build(recipe, config, say) as trainer:
-        say, on_step = voices(trainer, say, on_step)
         record = {"kind": "llm", "recipe": recipe.as_dict(), "settings": asdict(config)}
-        main, out = trainer.world.main, trainer.world.gather(out)[0]  # a default name has the time in it
-        with RunFolder.create(out, record, overwrite=overwrite) if main else RunFolder(out) as folder:
+        # The others may have another name for it: a default one has the time in it.
+        with trainer.world.by_main(lambda: RunFolder.create(out, record, overwrite=overwrite)) as folder:
             say(f"run folder: {folder.path}")
             before = held_out.held_out(trainer, say, "before training")
-            if before is not None and main:
+            if before is not None and trainer.world.main:
                 held_out.before(before, folder)
             return finish(trainer, folder, record, 1, say, on_step)
 
@@ -45,19 +46,21 @@ def resume(path: Path, steps: int | None, say: Say, on_step: OnStep) -> Path:
     recipe = recipe_from_dict(record["recipe"], default_name="recipe", where=f"{path}/config.yaml")
     config = TrainConfig.from_dict(record["settings"], **({} if steps is None else {"steps": steps}))
     tracking.check(config.track)
-    newest = keep.usable(path / CHECKPOINTS, say)
+    say, on_step = voices(say, on_step)
+    world = World.join(pick_device(config.device))
+    path, newest = world.by_main(lambda: (path, keep.usable(path / CHECKPOINTS, say)))  # it renames damaged ones
     if newest is None:
         raise InputError(f"'{path}' has no checkpoint yet; start again with --overwrite")
     with build(recipe, config, say) as trainer:
-        say, on_step = voices(trainer, say, on_step)
         found = checkpoint.load(newest, trainer.language_model.model, trainer.optimizer)
         trainer.state = found.state
         trainer.sync(found.step)  # the engine was started with the weights from before training
-        with RunFolder.resume(path, found.step + 1) if trainer.world.main else RunFolder(path) as folder:
+        with world.by_main(lambda: RunFolder.resume(path, found.step + 1)) as folder:
             say(f"resuming {path} after step {found.step}")
             for sentence in changed(found.versions):
                 say(sentence)
-            return finish(trainer, folder, record, found.step + 1, say, on_step, read_metrics(path))
+            rows = world.by_main(lambda: read_metrics(path))
+            return finish(trainer, folder, record, found.step + 1, say, on_step, rows)
 
 
 def finish(
@@ -83,9 +86,9 @@ def finish(
     return folder.path
 
 
-def voices(trainer: Trainer, say: Say, on_step: OnStep) -> tuple[Say, OnStep]:
+def voices(say: Say, on_step: OnStep) -> tuple[Say, OnStep]:
     """Of several processes only the main one speaks."""
-    return (say, on_step) if trainer.world.main else (lambda text: None, lambda *step: None)
+    return (say, on_step) if is_main() else (lambda text: None, lambda *step: None)
 
 
 def changed(versions: dict[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -19,11 +20,13 @@ from etr.llm.models import DTYPES, LanguageModel, load_model
 from etr.llm.optimizers import make_optimizer
 from etr.llm.policy import Policy
 from etr.llm.rewards import Grader
-from etr.llm.rollout import EngineSettings, make_engine
+from etr.llm.rollout import EngineSettings, RolloutEngine, make_engine
 from etr.llm.tasks import load_task
 from etr.llm.toy_tasks import TOY_LLAMA, TOY_TASKS
 from etr.llm.train import SUPPLIES, Trainer
 from etr.recipe import Recipe
+
+SHARDED_DTYPES = ("float32", "bfloat16")  # of the passes: sharded weights are float32 masters
 
 Say = Callable[[str], None]
 
@@ -33,7 +36,7 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
     config.check()
     device = pick_device(config.device)
     world = World.join(device)
-    world.share(config.prompts)
+    check_shared(config, world)
     recipe.objective.require(SUPPLIES, "the LLM trainer")
     if config.model == TOY_LLAMA and config.task not in TOY_TASKS and not config.task.endswith(".jsonl"):
         raise InputError(f"model '{TOY_LLAMA}' cannot read task '{config.task}'; give task {' or '.join(TOY_TASKS)}")
@@ -45,7 +48,7 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
     reference = None
     if "ref_log_probs" in recipe.objective.needs:
         reference = Policy(frozen_copy(language_model), config.temperature, config.packing)
-    engine = make_engine(config.engine, language_model, EngineSettings(config.max_new_tokens, config.temperature), say)
+    engine = start_engine(config, language_model, world, say)
     if config.lora_rank:
         language_model = add_lora(language_model, config.lora_rank)
     if config.gradient_checkpointing:
@@ -66,6 +69,37 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
         reference=reference,
         world=world,
     )
+
+
+def check_shared(config: TrainConfig, world: World) -> None:
+    """Raise InputError for settings that several processes cannot have together."""
+    world.share(config.prompts)
+    if world.size > 1 and config.dtype not in SHARDED_DTYPES:
+        raise InputError(f"dtype is {config.dtype}; several processes train in {' or '.join(SHARDED_DTYPES)}")
+    if world.size > 1 and config.optimizer_state != "float32":
+        raise InputError(
+            f"optimizer_state {config.optimizer_state} works in one process only; with {world.size} the moments are "
+            "sharded, so use optimizer_state float32"
+        )
+
+
+def start_engine(config: TrainConfig, language_model: LanguageModel, world: World, say: Say) -> RolloutEngine:
+    """The rollout engine, the same on all processes, in `config.dtype` also where the trained weights are float32.
+
+    Raises InputError as `make_engine` does, and where the processes end up with different engines.
+    """
+    settings, shape = EngineSettings(config.max_new_tokens, config.temperature), language_model
+    if language_model.model.dtype != DTYPES[config.dtype]:
+        shape = frozen_copy(language_model)
+        shape.model.to(DTYPES[config.dtype])
+    engine: Any = make_engine(config.engine, shape, settings, say)
+    engine.language_model = language_model  # only the start needed a copy
+    if len(names := set(world.gather(engine.name))) > 1:
+        raise InputError(f"the processes started different engines ({', '.join(sorted(names))}); name one by --engine")
+    if world.size > 1 and config.lora_rank and engine.name != "transformers":
+        raise InputError("LoRA in several processes samples with the trainer's own model; use --engine transformers")
+    started: RolloutEngine = engine
+    return started
 
 
 def frozen_copy(language_model: LanguageModel) -> LanguageModel:

@@ -33,6 +33,7 @@ from etr.llm.export import exported_weights
 from etr.llm.faults import require_finite
 from etr.llm.models import LanguageModel
 from etr.llm.optimizers import Optimizer
+from etr.llm.peak import resident
 from etr.llm.policy import Policy
 from etr.llm.rollout import EngineError, Rollout
 from etr.loss import check_batch
@@ -95,6 +96,7 @@ class Trainer:
             "seconds/rollout": sampled - start,
             "seconds/update": updated - sampled,
             "seconds/sync": done - updated,
+            "memory": resident("VmRSS") / 2**30,
         }
 
     def to_batch(self, collected: Collected) -> Batch:

@@ -9,19 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
 Group = TypeVar("Group")
-
-
-def mixed_groups(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Which responses belong to a group with unequal rewards, bool `[B]`, from rewards `[B]` and group ids `[B]`."""
-    _, group = torch.unique(group_ids, return_inverse=True)
-    count = int(group.max()) + 1 if len(group) else 0
-    low = rewards.new_full((count,), torch.inf).scatter_reduce(0, group, rewards, "amin")
-    high = rewards.new_full((count,), -torch.inf).scatter_reduce(0, group, rewards, "amax")
-    return (low != high)[group]
 
 
 def collect_mixed(

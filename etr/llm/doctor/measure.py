@@ -13,8 +13,8 @@ from etr.batch import Batch
 from etr.llm.canary import largest, mismatch
 from etr.llm.config import TrainConfig
 from etr.llm.doctor.findings import Finding
-from etr.llm.doctor.peak import Peak
 from etr.llm.doctor.work import Work, work_in
+from etr.llm.peak import Peak
 from etr.llm.policy import lengths
 from etr.llm.rollout import Rollout
 from etr.llm.setup import build, pick_device

@@ -66,7 +66,7 @@ def plan_memory(outline: Outline, recipe: Recipe, config: TrainConfig, work: Wor
         "optimizer state": moments,
         "gradients": step.gradients,
         "activations": step.activations,
-        "logits and scratch": step.update - resident - saved - step.gradients - step.activations,
+        "logits and scratch": max(0, step.update - resident - saved - step.gradients - step.activations),
         "keys and values": work.completions * (work.prompt + work.answer) * outline.cache_bytes(size),
         "sampling": work.completions * outline.text.vocab_size * (size + 4 * SAMPLING_COPIES),
     }

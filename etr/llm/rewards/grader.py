@@ -44,11 +44,6 @@ class Grades:
     timeouts: int
     errors: int
 
-    def metrics(self) -> dict[str, float]:
-        """What a trainer logs: counts, and the mean of each component."""
-        means = {f"reward/{name}": sum(values) / len(values) for name, values in self.components.items()}
-        return {"reward/timeouts": float(self.timeouts), "reward/errors": float(self.errors), **means}
-
 
 class Grader:
     """Grades answers with the reward of that name, each within `timeout` seconds of wall-clock time.

@@ -167,7 +167,7 @@ def gathered(model: Any) -> Iterator[None]:
         yield
     finally:
         for part in parts:
-            part.set_reshard_after_forward(part is not model, recurse=False)  # as `shard` set it
+            part.set_reshard_after_forward(part is not parts[0], recurse=False)  # all but the root, as `shard` set it
             part.reshard()
 
 
