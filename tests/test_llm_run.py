@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from etr.llm.held_out import powers
 from etr.llm.models import load_model
 from etr.llm.optimizers import make_optimizer
 from etr.llm.rewards import Grades
+from etr.llm.rollout import TransformersEngine
 from etr.llm.setup import pick_device
 from etr.llm.train import Trainer
 from etr.llm.watch import Watch
@@ -358,3 +360,29 @@ def test_ids_that_no_engine_samples_have_no_probability_in_the_trainer_either() 
     assert run_.policy.vocabulary == tokens and metrics["mismatch/max"] < 1e-5
     object.__setattr__(run_.policy, "vocabulary", tokens + 7)
     assert run_.step(2)["mismatch/max"] > 1e-3
+
+
+@dataclass
+class Frozen(TransformersEngine):
+    """An engine with a copy of the first weights, which takes every push for done."""
+
+    name: str = "frozen"
+
+
+def test_an_engine_that_never_gets_new_weights_stops_the_run_at_its_first_step() -> None:
+    run_ = trainer(recipe("dapo", **{"optimizer.lr": 1e-3}), prompts=8, group_size=8)
+    model = copy.deepcopy(run_.language_model.model)
+    run_.collector.engine = Frozen(replace(run_.language_model, model=model), CONFIG.max_new_tokens)
+    run_.begin(0)
+    with pytest.raises(InputError, match=r"'frozen' after step 1 .*log-prob -\d.* where the trainer has -\d"):
+        run_.step(1)
+
+
+def test_an_engine_with_another_runs_weights_is_found_before_the_first_sample() -> None:
+    run_ = trainer()
+    model = copy.deepcopy(run_.language_model.model)
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    run_.collector.engine = Frozen(replace(run_.language_model, model=model), CONFIG.max_new_tokens)
+    with pytest.raises(InputError, match=r"'frozen' after step 0 .* does not sample with the trainer's weights"):
+        run_.begin(0)

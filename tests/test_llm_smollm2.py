@@ -10,7 +10,7 @@ import torch
 from etr.llm.log_probs import check_log_probs, completion_log_probs
 from etr.llm.models import LanguageModel, load_model
 from etr.llm.prompts import can_share_prompts
-from etr.llm.rollout import TransformersEngine, texts
+from etr.llm.rollout import TransformersEngine, request_seeds, texts
 from etr.llm.tasks import encode, load_task
 from etr.llm.weights import SMOLLM2, cache_folder
 
@@ -40,7 +40,7 @@ def test_arithmetic_gives_groups_with_right_and_wrong_answers(language_model: La
     task = load_task("arithmetic", split="train")
     items = task.sample(0, 16, seed=0)
     prompts = [encode(language_model.tokenizer, item) for item in items]
-    sample = TransformersEngine(language_model, 8).generate(prompts, 8, seed=0)
+    sample = TransformersEngine(language_model, 8).generate(prompts, 8, request_seeds(0, 1, range(16), 8))
     answers = texts(language_model, sample)
     rewards = torch.tensor([task.reward(items[i // 8], text) for i, text in enumerate(answers)]).view(16, 8)
     assert 0.1 < rewards.mean() < 0.7

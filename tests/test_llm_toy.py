@@ -192,7 +192,7 @@ def taught_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "steps"), [("copy-reverse", 12), ("mod-arithmetic", 30)])
+@pytest.mark.parametrize(("task", "steps"), [("copy-reverse", 12), ("mod-arithmetic", 40)])
 def test_the_whole_path_raises_the_reward(
     taught_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, steps: int
 ) -> None:

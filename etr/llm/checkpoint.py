@@ -27,7 +27,8 @@ import etr
 from etr.errors import InputError
 from etr.files import read_json, to_json
 from etr.llm import keep, random_states
-from etr.llm.distributed import full, sharded_as
+from etr.llm.distributed import sharded_as
+from etr.llm.export import whole
 from etr.llm.lora import has_lora
 from etr.llm.manifest import write_manifest
 from etr.llm.models import LanguageModel
@@ -164,7 +165,7 @@ def _gathered(model: Any) -> dict[str, Tensor] | None:
     if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         return None
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # tied ones once
-    return {name: full(value) for name, value in model.state_dict().items() if name in own}
+    return {name: whole(value) for name, value in model.state_dict().items() if name in own}
 
 
 def _load_weights(path: Path, model: Any, values: dict[str, Any]) -> None:

@@ -139,9 +139,3 @@ def sharded_as(place: Any, value: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value, place.device_mesh, place.placements)
-
-
-def full(value: Tensor) -> Tensor:
-    """A sharded tensor gathered on every rank; any other as it is."""
-    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return whole

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from etr.errors import InputError
-from etr.llm.distributed import full
+from etr.llm.export import whole
 
 # Classes of torchao.optim and their modules; no other class is ever looked up by a name from a file.
 QUANTISED = {"OptimState4bit": "subclass_4bit", "OptimState8bit": "subclass_8bit", "OptimStateFp8": "subclass_fp8"}
@@ -87,7 +87,7 @@ def _tensor(value: Tensor, name: str, tensors: dict[str, Tensor]) -> Any:
             "parts": _plain(parts, name, tensors),
             "context": _plain(context, f"{name}.context", tensors),
         }
-    tensors[name] = full(value.detach()).contiguous()
+    tensors[name] = whole(value.detach()).contiguous()
     return {"tensor": name}
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from etr.errors import InputError, unknown
-from etr.llm.distributed import full
+from etr.llm.export import whole
 from etr.llm.heap import give_back
 from etr.llm.master_weights import join, split
 from etr.llm.models import LanguageModel
@@ -43,7 +43,7 @@ class Optimizer:
 
     def norm(self) -> Tensor:
         """Euclidean norm of all gradients together, float32; of the whole ones where they are sharded."""
-        squares = [full(torch.linalg.vector_norm(g, dtype=torch.float32)).square() for g in self.gradients()]
+        squares = [whole(torch.linalg.vector_norm(g, dtype=torch.float32)).square() for g in self.gradients()]
         return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
 
     def clip(self, max_norm: float | None) -> Tensor:

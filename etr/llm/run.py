@@ -29,6 +29,7 @@ def start(recipe: Recipe, config: TrainConfig, out: Path, overwrite: bool, say: 
         # The others may have another name for it: a default one has the time in it.
         with trainer.world.by_main(lambda: RunFolder.create(out, record, overwrite=overwrite)) as folder:
             say(f"run folder: {folder.path}")
+            trainer.begin(0)
             before = held_out.held_out(trainer, say, "before training")
             if before is not None and trainer.world.main:
                 held_out.before(before, folder)
@@ -54,7 +55,7 @@ def resume(path: Path, steps: int | None, say: Say, on_step: OnStep) -> Path:
     with build(recipe, config, say) as trainer:
         found = checkpoint.load(newest, trainer.language_model.model, trainer.optimizer)
         trainer.state = found.state
-        trainer.sync(found.step)  # the engine was started with the weights from before training
+        trainer.begin(found.step)  # the engine was started with the weights from before training
         with world.by_main(lambda: RunFolder.resume(path, found.step + 1)) as folder:
             say(f"resuming {path} after step {found.step}")
             for sentence in changed(found.versions):

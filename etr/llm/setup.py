@@ -14,6 +14,7 @@ from etr.errors import InputError
 from etr.llm.canary import Canary
 from etr.llm.collect import Collector
 from etr.llm.config import TrainConfig
+from etr.llm.data.rows import is_source
 from etr.llm.distributed import World, shard
 from etr.llm.lora import add_lora
 from etr.llm.models import DTYPES, LanguageModel, load_model
@@ -38,7 +39,7 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
     world = World.join(device)
     check_shared(config, world)
     recipe.objective.require(SUPPLIES, "the LLM trainer")
-    if config.model == TOY_LLAMA and config.task not in TOY_TASKS and not config.task.endswith(".jsonl"):
+    if config.model == TOY_LLAMA and config.task not in TOY_TASKS and not is_source(config.task):
         raise InputError(f"model '{TOY_LLAMA}' cannot read task '{config.task}'; give task {' or '.join(TOY_TASKS)}")
     task = load_task(config.task, split="train", config=config.task_options, seed=config.seed)
     say(f"loading {config.model} ...")

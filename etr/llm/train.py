@@ -72,6 +72,15 @@ class Trainer:
     def __exit__(self, *error: object) -> None:
         self.collector.close()
 
+    def begin(self, step: int) -> None:
+        """Give the engine the weights as they are after `step`, and let the canary see them for the first time.
+
+        Raises InputError when the engine does not sample with them: a server, for one, may still hold another run's.
+        """
+        self.sync(step)
+        if self.failure is not None:
+            raise self.failure
+
     def step(self, step: int) -> dict[str, float]:
         """One rollout batch and its K updates; returns the metrics of `report`. Raises InputError as its parts do."""
         start = time.perf_counter()
