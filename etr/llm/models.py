@@ -12,6 +12,7 @@ import torch
 
 from etr.errors import InputError, unknown
 from etr.llm import lora_folder
+from etr.llm.heap import give_back_at_once
 from etr.llm.toy_tasks import TOY_LLAMA
 from etr.llm.weights import SMOLLM2, hush, quiet, smollm2_folder
 
@@ -79,7 +80,12 @@ def load_model(name: str, dtype: str = "float32", attention: str = "sdpa") -> La
 
 
 def recompute_layers(model: Any) -> None:
-    """Gradient checkpointing: layers are computed again in the backward pass instead of keeping their activations."""
+    """Gradient checkpointing: layers are computed again in the backward pass instead of keeping their activations.
+
+    Who asks for that needs memory more than time, so freed memory is returned at once too. Raises InputError for a
+    model that cannot do it.
+    """
+    give_back_at_once()
     try:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:

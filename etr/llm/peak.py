@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import resource
 import sys
 from pathlib import Path
 
 import torch
+
+from etr.llm.heap import give_back
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -26,7 +26,7 @@ class Peak:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             return
-        _give_back()
+        give_back()
         try:
             CLEAR.write_text("5")  # Linux: sets the peak of the resident memory back to what is resident now
         except OSError:  # another system, or no permission
@@ -41,14 +41,8 @@ class Peak:
 
     def now(self) -> int:
         """What is in use at this moment."""
-        _give_back()
+        give_back()
         return torch.cuda.memory_allocated() if self._cuda else resident("VmRSS")
-
-
-def _give_back() -> None:
-    """Let the C library return freed memory to the system: what it keeps for later is not in use."""
-    with contextlib.suppress(OSError, AttributeError):  # only glibc has this function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident(field: str) -> int:

@@ -17,7 +17,7 @@ from etr.llm.config import TrainConfig
 from etr.llm.data.rows import is_source
 from etr.llm.distributed import World, shard
 from etr.llm.lora import add_lora
-from etr.llm.models import DTYPES, LanguageModel, load_model
+from etr.llm.models import DTYPES, LanguageModel, load_model, recompute_layers
 from etr.llm.optimizers import make_optimizer
 from etr.llm.policy import Policy
 from etr.llm.rewards import Grader
@@ -53,7 +53,7 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
     if config.lora_rank:
         language_model = add_lora(language_model, config.lora_rank)
     if config.gradient_checkpointing:
-        language_model.model.gradient_checkpointing_enable()
+        recompute_layers(language_model.model)
     policy = Policy(language_model, config.temperature, config.packing)
     if world.size > 1:
         shard(language_model.model, DTYPES[config.dtype])

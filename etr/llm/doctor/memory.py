@@ -13,7 +13,7 @@ from etr.llm.doctor.outline import Outline
 from etr.llm.doctor.work import Work
 from etr.llm.log_probs import token_log_probs
 from etr.llm.lora import add_lora
-from etr.llm.models import DTYPES, LanguageModel
+from etr.llm.models import DTYPES, LanguageModel, recompute_layers
 from etr.llm.optimizers import make_optimizer
 from etr.recipe import Recipe
 
@@ -118,6 +118,6 @@ def imagined_model(outline: Outline, config: TrainConfig) -> Any:
     if config.lora_rank:
         model = add_lora(LanguageModel(model, outline.tokenizer, outline.name), config.lora_rank).model
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        recompute_layers(model)
         model.train()  # transformers recomputes in training mode only
     return model
