@@ -122,7 +122,7 @@ def test_a_completion_is_the_same_alone_and_in_any_batch() -> None:
 def test_models_without_a_plain_cache_give_the_same_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     language_model = tiny_model()
     fast = sample(language_model)
-    monkeypatch.setattr(transformers_engine, "has_plain_cache", lambda model: False)
+    monkeypatch.setattr(transformers_engine, "plain_attention", lambda model: False)
     slow = sample(language_model)
     assert torch.equal(fast.response_mask, slow.response_mask)
     assert torch.equal(fast.completions[fast.response_mask], slow.completions[slow.response_mask])

@@ -18,7 +18,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,9 +26,8 @@ import etr
 from etr.errors import InputError
 from etr.files import read_json, to_json
 from etr.llm import keep, random_states
-from etr.llm.distributed import sharded_as
 from etr.llm.export import whole
-from etr.llm.lora import has_lora
+from etr.llm.lora import adapter_state, has_lora, load_adapter_state
 from etr.llm.manifest import write_manifest
 from etr.llm.models import LanguageModel
 from etr.llm.nested import put_together, take_apart
@@ -157,7 +155,7 @@ def _adapters(model: Any) -> dict[str, Any]:
     """The trained tensors of a model with LoRA; nothing for a model that is trained as a whole."""
     if not has_lora(model):
         return {}
-    return {"adapters": {name: p for name, p in model.named_parameters() if p.requires_grad}}
+    return {"adapters": adapter_state(model)}
 
 
 def _gathered(model: Any) -> dict[str, Tensor] | None:
@@ -170,10 +168,7 @@ def _gathered(model: Any) -> dict[str, Tensor] | None:
 
 def _load_weights(path: Path, model: Any, values: dict[str, Any]) -> None:
     if "adapters" in values:
-        with torch.no_grad():
-            own = _adapters(model)["adapters"]
-            for name, value in values["adapters"].items():  # the rest is the frozen model, loaded by its name
-                own[name].copy_(sharded_as(own[name], value))
+        load_adapter_state(model, values["adapters"])  # the rest is the frozen model, loaded by its name
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from transformers import AutoModelForCausalLM

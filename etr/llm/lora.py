@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from etr.errors import InputError
+from etr.llm.distributed import sharded_as
 from etr.llm.models import LanguageModel
 
 ALPHA = 2  # α / r: with it the scale of an update does not depend on the rank
@@ -72,7 +73,7 @@ def load_adapter_state(model: Any, state: Mapping[str, Tensor]) -> None:
         raise InputError("the adapters are of another model or another lora_rank; resume with the run's own settings")
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(state[name])
+            parameter.copy_(sharded_as(parameter, state[name]))
 
 
 def _adapters(model: Any) -> dict[str, Any]:

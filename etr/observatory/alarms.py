@@ -72,6 +72,7 @@ def _of_entropy(entropy: Sequence[float], level: Sequence[float], vocab_size: in
     """Collapse, and rises; a policy that starts uniform stands at ln V and cannot explode."""
     start = median([value for value in entropy if not math.isnan(value)][:FIRST] or [math.nan])
     from_start = f"from {start:.3g} nats per token"
+    level = [math.nan if i < FIRST else value for i, value in enumerate(level)]  # the start cannot differ from itself
     found = [
         (i, "collapse", f"entropy fell to {level[i]:.3g} {from_start}")
         for i in _first(value <= COLLAPSED * start < start for value in level)

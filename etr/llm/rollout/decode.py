@@ -74,15 +74,6 @@ def below(x: Tensor) -> Tensor:
     return torch.nextafter(x, torch.zeros_like(x))
 
 
-def has_plain_cache(model: Any) -> bool:
-    """True where every layer keeps all its keys and values, so that a prompt's can be repeated and rows dropped."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    if getattr(model, "_is_stateful", False):
-        return False
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-
-
 def decode(
     sampler: Sampler, ids: Tensor, mask: Tensor, group_size: int, uniforms: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from etr.llm.models import LanguageModel
+from etr.llm.prompts import plain_attention
 from etr.llm.rollout.base import EngineSettings, Rollout, left_pad, pack, vocabulary_size
-from etr.llm.rollout.decode import Sampler, decode, generate, has_plain_cache, pure_sampling
+from etr.llm.rollout.decode import Sampler, decode, generate, pure_sampling
 from etr.llm.rollout.seeds import check_seeds, uniforms
 
 
@@ -36,7 +37,7 @@ class TransformersEngine:
         numbers = uniforms(seeds, self.max_new_tokens)
         end = torch.tensor(lm.eos_ids, device=lm.device)
         with torch.no_grad(), pure_sampling(lm):
-            sample = decode if has_plain_cache(lm.model) else generate
+            sample = decode if plain_attention(lm.model) else generate
             tokens, log_probs = sample(sampler, ids, mask, group_size, numbers, end)
         ids, mask = (x.repeat_interleave(group_size, dim=0) for x in (ids, mask))
         return pack(torch.cat([ids, tokens], dim=1), mask, lm.eos_ids, log_probs)
