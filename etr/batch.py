@@ -20,15 +20,17 @@ from etr.outputs import LossOutput, Mean, Region
 
 __all__ = ["TOKEN_FIELDS", "Batch", "CleanBatch", "LossOutput", "Mean", "Region"]
 
-TOKEN_FIELDS = ("log_probs", "old_log_probs", "ref_log_probs", "rollout_log_probs", "weights", "entropy", "values")
-CURRENT = ("log_probs", "entropy", "full_log_probs")  # of the policy that is being trained: only they carry a gradient
-# Dimensions after the runs: B responses, T tokens, V vocabulary, K reward components.
+PROBABILITIES = ("log_probs", "old_log_probs", "ref_log_probs", "rollout_log_probs")
+TOKEN_FIELDS = (*PROBABILITIES, "weights", "entropy", "values", "influence")
+# Of the policy that is being trained: only they carry a gradient.
+CURRENT = ("log_probs", "entropy", "full_log_probs", "top_log_probs")
+# Dimensions after the runs: B responses, T tokens, V vocabulary (or the K likeliest tokens), K reward components.
 SHAPES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((*TOKEN_FIELDS, "response_mask", "turns"), ("BT",)),
+    **dict.fromkeys((*TOKEN_FIELDS, "response_mask", "turns", "tokens"), ("BT",)),
     "advantages": ("BT", "B"),
-    "clusters": ("B",),
+    **dict.fromkeys(("rewards", "group_ids", "clusters"), ("B",)),
     "components": ("BK",),
-    "full_log_probs": ("BTV",),
+    **dict.fromkeys(("full_log_probs", "top_log_probs", "top_tokens"), ("BTV",)),
 }
 
 
@@ -38,13 +40,17 @@ class Batch:
 
     log_probs, old_log_probs: log π(token) of the current policy and of the policy at the start of the update, nats,
     `[*R, B, T]`; response_mask: bool, True on response tokens; advantages: `[*R, B]` or `[*R, B, T]`;
-    group: statistics of each response's group; ref_log_probs, rollout_log_probs: the reference policy's and the
-    sampling engine's; weights: factors of the per-token objective, `[*R, B, T]` (`etr.corrections`);
+    rewards, group_ids: `[*R, B]`, what the advantages were made of; group: statistics of each response's group;
+    tokens: ids of the sampled tokens, int64 `[*R, B, T]`; ref_log_probs, rollout_log_probs: the reference policy's and
+    the sampling engine's; weights: factors of the per-token objective, `[*R, B, T]` (`etr.corrections`);
     entropy: of the current policy over its full distribution, nats per token;
     values: a critic's V(s_t), `[*R, B, T]`; turns: number of each token's turn, `[*R, B, T]`; clusters: id of the final
     answer, `[*R, B]`; components: parts of the reward, `[*R, B, K]`; full_log_probs: log π of the current policy for
-    every token of the vocabulary, `[*R, B, T, V]`;
-    columns: statistics that an objective took over the whole batch (`Objective.prepare`), `[*R, B]` each.
+    every token of the vocabulary, `[*R, B, T, V]`; top_tokens: ids of the K tokens that were likeliest at the start of
+    the update, likeliest first, and top_log_probs: the current policy's log π of them, `[*R, B, T, K]`;
+    influence: −ln P(same final answer | this token drawn anew) in nats, `[*R, B, T]`;
+    columns: statistics that an objective took over the whole batch (`Objective.prepare`), `[*R, B]`, `[*R, B, T]` or
+    `[*R, B, T, V]` each.
     Raises InputError when shapes or types do not fit together.
     """
 
@@ -53,6 +59,9 @@ class Batch:
     response_mask: Tensor
     advantages: Tensor
     group: GroupStats | None = None
+    rewards: Tensor | None = None
+    group_ids: Tensor | None = None
+    tokens: Tensor | None = None
     ref_log_probs: Tensor | None = None
     rollout_log_probs: Tensor | None = None
     weights: Tensor | None = None
@@ -62,6 +71,9 @@ class Batch:
     clusters: Tensor | None = None
     components: Tensor | None = None
     full_log_probs: Tensor | None = None
+    top_tokens: Tensor | None = None
+    top_log_probs: Tensor | None = None
+    influence: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,8 +89,10 @@ class Batch:
             if (value := getattr(self, name)) is not None:
                 self._require_shape(name, value, allowed)
         group = {} if self.group is None else vars(self.group)
-        for name, column in (*self.columns.items(), *group.items()):
+        for name, column in group.items():
             self._require_shape(name, column, ("B",))
+        for name, column in self.columns.items():
+            self._require_shape(name, column, ("B", "BT", "BTV"))
 
     def _require_shape(self, name: str, value: Tensor, allowed: tuple[str, ...]) -> None:
         responses, tokens = self.log_probs.shape[:-1], self.log_probs.shape
@@ -121,6 +135,10 @@ class Batch:
         names = [name for name in SHAPES if name != "response_mask"]
         columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return CleanBatch(**columns | {name: self._cleaned(name) for name in names})
+
+    def with_columns(self, **columns: Tensor) -> Self:
+        """The batch with further statistics in its columns."""
+        return dataclasses.replace(self, columns={**self.columns, **columns})
 
     def _cleaned(self, name: str) -> Tensor | None:
         value: Tensor | None = getattr(self, name)

@@ -85,4 +85,5 @@ def _prepared(objective: Objective, batch: Batch, whole: bool) -> Batch:
             "`batch, state = objective.prepare(batch, state)` before splitting it into micro-batches"
         )
     state = objective.init_state(batch.log_probs.shape[:-2], batch.log_probs.device)
-    return objective.prepare(batch, state)[0]
+    with torch.no_grad():  # statistics of the batch are fixed during an update
+        return objective.prepare(batch, state)[0]

@@ -21,10 +21,12 @@ from torch import Tensor
 from etr import advantages, aggregation, ratios, regions, surrogates
 from etr.batch import Batch, Region
 from etr.errors import FieldError, InputError
+from etr.fields import check_field
 
 State = dict[str, Tensor]
 Scope = Literal["token", "row", "batch"]
 Evidence = Literal["verified", "third-party", "reconstructed"]
+Category = Literal["trust region", "advantage", "entropy", "sampling"]
 
 
 class Paper(NamedTuple):
@@ -48,27 +50,18 @@ class Reduction(NamedTuple):
     single_token: bool = False
 
 
-# Fields with the same name mean the same thing in every objective, so each has one range: (least, most).
-RANGES: dict[str, tuple[float, float]] = {
-    "eps_low": (0.0, 1.0),  # a ratio is never negative, so the lower bound 1 − ε stays ≥ 0
-    "eps_high": (0.0, math.inf),
-    "eps_min": (0.0, 1.0),
-    "eps_max": (0.0, 1.0),
-    "beta": (0.0, math.inf),
-    "dual_clip": (1.0, math.inf),
-    "micro": (0.0, 1.0),  # beyond these a scale could turn negative
-    "surprise": (0.0, 1.0),
-    "macro": (0.0, 2.0),
-    "length": (1, math.inf),
-}
-
 NEEDS: dict[str, str] = {
     "group": "group statistics (group=etr.group_stats(rewards, group_ids))",
+    "rewards": "the rewards (rewards=...)",
+    "group_ids": "the number of each response's prompt (group_ids=...)",
+    "tokens": "the ids of the sampled tokens (tokens=...)",
     "binary_rewards": "rewards that are 0 or 1 (and group=etr.group_stats(rewards, group_ids))",
     "ref_log_probs": "log-probs of a reference policy (ref_log_probs=...)",
     "rollout_log_probs": "log-probs of the sampling engine (rollout_log_probs=...)",
     "entropy": "the policy's entropy per token (entropy=...)",
     "full_log_probs": "the policy's log-probs of the whole vocabulary (full_log_probs=...)",
+    "top_log_probs": "log-probs of the likeliest tokens (top_tokens=..., top_log_probs=...)",
+    "influence": "how much each token decides the final answer (influence=...)",
     "values": "a critic's state values (values=...)",
     "turns": "the number of each token's turn (turns=...)",
     "clusters": "the final answer of each response as a number (clusters=...)",
@@ -90,6 +83,7 @@ class Objective:
 
     name: ClassVar[str]
     paper: ClassVar[Paper]
+    category: ClassVar[Category] = "trust region"  # what its paper changes first of all
     reduces_to: ClassVar[Reduction | None] = None
     examples: ClassVar[tuple[Mapping[str, object], ...]] = ()  # further settings for which the laws are checked
 
@@ -100,7 +94,7 @@ class Objective:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-            _check_field(type(self).__name__, kind, field.name, getattr(self, field.name))
+            check_field(type(self).__name__, kind, field.name, getattr(self, field.name))
         low, high = getattr(self, "eps_min", 0.0), getattr(self, "eps_max", math.inf)
         if low > high:
             raise FieldError(
@@ -136,7 +130,11 @@ class Objective:
         return {}
 
     def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]:
-        """Called once per rollout batch, before it is split: adds `columns`, advances the state."""
+        """Called once per rollout batch, before it is split: adds `columns`, advances the state.
+
+        The batch is not clean, and has the whole groups. Its policy is still the old one: its entropy and whole
+        distribution are those at the start of the update. Statistics are made of `old_log_probs`, not `log_probs`.
+        """
         return batch, state
 
     # The equation -------------------------------------------------------------------------------------------------
@@ -175,24 +173,3 @@ class Objective:
         if missing:
             what = "; ".join(NEEDS.get(name, f"'{name}'") for name in missing)
             raise InputError(f"objective '{self.name}' needs {what}, which {who} does not have")
-
-
-def _check_field(owner: str, annotation: str, name: str, value: object) -> None:
-    optional = "None" in annotation
-    if value is None and optional:
-        return
-    if annotation.startswith(("float", "int")):
-        whole = annotation.startswith("int")
-        kinds = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-            raise FieldError(f"{owner}.{name} is {value!r}; give a {'whole ' if whole else ''}number")
-        low, high = RANGES.get(name, (-math.inf, math.inf))
-        if not low <= value <= high:
-            raise FieldError(f"{owner}.{name} is {value:g}; give a number from {low:g} to {high:g}")
-    elif annotation == "bool" and not isinstance(value, bool):
-        raise FieldError(f"{owner}.{name} is {value!r}; give true or false")
-    elif name == "aggregation":
-        try:
-            aggregation.check_mode(str(value))
-        except InputError as error:
-            raise FieldError(f"{owner}.{name}: {error}") from None

@@ -78,7 +78,7 @@ def test_group_statistics_of_another_shape(name: str) -> None:
 
 
 def test_columns_of_another_shape() -> None:
-    refused(batch_with(columns={"budget": torch.zeros(2, 3)}), "budget has shape (2, 3)", "give budget of shape (2,)")
+    refused(batch_with(columns={"budget": torch.zeros(3, 2)}), "budget has shape (3, 2)", "give budget of shape (2,)")
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 2, 3), (3,)])
@@ -283,13 +283,13 @@ def test_inputs_that_are_missing(name: str, fields: dict[str, object], what: str
 
 def test_a_trainer_refuses_at_the_start() -> None:
     @dataclass(frozen=True)
-    class NeedsTurns(GRPO):
+    class NeedsHints(GRPO):
         @property
         def needs(self) -> frozenset[str]:
-            return frozenset({"turns"})
+            return frozenset({"hints"})
 
-    recipe = etr.Recipe("hungry", NeedsTurns())
-    wanted = "needs the number of each token's turn (turns=...), which the toy trainer in this environment does not"
+    recipe = etr.Recipe("hungry", NeedsHints())
+    wanted = "needs the first tokens of right answers while it samples (etr.samplers), which the toy trainer in this"
     refused(lambda: train(recipe, make_model("bandit-fixed-gap"), ToyConfig(iterations=1)), wanted)
 
 

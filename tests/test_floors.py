@@ -22,6 +22,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a package stands for everything in it 
     3: ("etr", "etr.objectives", "etr.laws", "toy_envs"),
     2: (
         "etr.objective",
+        "etr.shaping",
         "etr.registry",
         "etr.loss",
         "etr.diagnostics",
@@ -40,6 +41,8 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a package stands for everything in it 
         "etr.samplers",
         "etr.controllers",
         "etr.corrections",
+        "etr.fields",
+        "etr.masked",
     ),
     0: ("etr.errors", "etr.batch", "etr.outputs", "etr.groups", "etr._version"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from etr.errors import InputError
 from etr.objectives.grpo import GRPO
 from etr.recipe import OptimizerSettings, Recipe, load_recipe
 from etr.toy.config import ToyConfig
+from etr.toy.inputs import influence
 from etr.toy.policies import POLICIES, make_policy
 from etr.toy.rollout import rollout, supplies, uniforms
 from etr.toy.stack import stacked, stacked_objective
@@ -166,8 +168,38 @@ def test_the_gradient_flows_through_current_columns_only() -> None:
 
 
 def test_an_environment_without_an_input_refuses_the_objective() -> None:
-    with pytest.raises(InputError, match="turns"):
-        train(Recipe("nosy", Nosy(wanted="turns")), make_model("bandit"), SHORT)
+    with pytest.raises(InputError, match="rewards that are 0 or 1"):
+        train(Recipe("nosy", Nosy(wanted="binary_rewards")), make_model("multi-reward"), SHORT)
+
+
+def test_what_an_environment_does_not_tell_apart_is_one() -> None:
+    """Without turns an answer is one turn, without clusters an answer of its own, without components one verdict."""
+    recipe, model = Recipe("nosy", Nosy(wanted="turns clusters components rewards")), make_model("tree-easy")
+    logits = torch.zeros(1, model.prompts, model.states, 3, dtype=torch.float64)
+    batch, index = rollout(recipe, model, logits, next(uniforms(range(1), (model.prompts, 4, 4))))
+    assert batch.turns is not None and (batch.turns == 0).all()
+    assert batch.clusters is not None and batch.components is not None and batch.rewards is not None
+    assert torch.equal(batch.clusters, model.sequence_index(index % 3).flatten(-2))
+    assert torch.equal(batch.components[..., 0], batch.rewards)
+
+
+def test_influence_is_the_surprise_of_an_answer_when_a_token_is_drawn_anew() -> None:
+    """By enumeration: replace the token by each of the others, and add up the policy's chances of the same answer."""
+    model = make_model("multi-mode")
+    logits = torch.randn(2, model.prompts, model.states, model.vocab_size, generator=NUMBERS, dtype=torch.float64)
+    tokens = model.sample(logits, next(uniforms(range(2), (model.prompts, 3, model.horizon))))
+    found = influence(logits, model, tokens)
+    answers, states, chances = model.answers(tokens), model.prefix_states(tokens), logits.softmax(-1)
+    for run, prompt, member in [(0, 0, 0), (1, 0, 2)]:
+        for t in range(model.horizon):
+            same = 0.0
+            for token in range(model.vocab_size):
+                other = tokens.clone()
+                other[run, prompt, member, t] = token
+                if model.answers(other)[run, prompt, member] == answers[run, prompt, member]:
+                    same += chances[run, prompt, states[run, prompt, member, t], token].item()
+            assert found[run, prompt, member, t].item() == pytest.approx(-math.log(same), abs=1e-12)
+    assert (found == 0).any() and (found > 0).any()
 
 
 # Settings as a run dimension ------------------------------------------------------------------------------------------
@@ -197,7 +229,7 @@ def test_every_number_of_every_objective_is_stacked_rightly_or_not_at_all(name: 
         if isinstance(value, float):
             other = dataclasses.replace(objective, **{field.name: 0.9 * value + 0.01})
             together = stacked_objective([objective, other], 2)
-            if field.name != "beta":  # which objectives branch on
+            if name in ("grpo", "etr", "etr_proportional") and field.name != "beta":  # which objectives branch on
                 assert together is not None, field.name
 
 
@@ -237,8 +269,8 @@ def test_what_would_be_wrong_is_not_stacked() -> None:
 
 
 def test_one_failing_recipe_ends_the_others() -> None:
-    with pytest.raises(InputError, match="turns"):
-        train_together([load_recipe("grpo"), Recipe("nosy", Nosy(wanted="turns"))], make_model("bandit"), SHORT)
+    with pytest.raises(InputError, match="right answers"):
+        train_together([load_recipe("grpo"), Recipe("nosy", Nosy(wanted="hints"))], make_model("bandit"), SHORT)
 
 
 def test_settings_are_checked_before_they_are_used() -> None:
@@ -255,7 +287,7 @@ def test_finished_recipes_are_handed_over_at_once(monkeypatch: pytest.MonkeyPatc
         given.append(number)
         assert history.steps[-1] == SHORT.iterations
 
-    with pytest.raises(InputError, match="turns"):
-        recipes = [load_recipe("grpo"), Recipe("nosy", Nosy(wanted="turns"))]
+    with pytest.raises(InputError, match="right answers"):
+        recipes = [load_recipe("grpo"), Recipe("nosy", Nosy(wanted="hints"))]
         train_together(recipes, make_model("bandit"), SHORT, done=done)
     assert given == [0]

@@ -31,7 +31,8 @@ def law(function: Law) -> Law:
 def random_batch(objective: Objective, runs: tuple[int, ...] = (), noise: float = 0.3, seed: int = 0) -> Batch:
     """A ragged off-policy batch in float64 with every input: 4 prompts, groups of 4, up to 5 tokens, 0/1 rewards.
 
-    The whole distribution is over 4 tokens, and entropy is its entropy; log-probs are drawn freely beside it.
+    The whole distribution is over 4 tokens, all of them among the likeliest, and entropy is its entropy; log-probs are
+    drawn freely beside it.
     """
     rng = torch.Generator().manual_seed(seed)
     rows, tokens = (*runs, 16), (*runs, 16, 5)
@@ -41,10 +42,7 @@ def random_batch(objective: Objective, runs: tuple[int, ...] = (), noise: float 
 
     ids = torch.arange(4).repeat_interleave(4).expand(rows)
     rewards = (normal(rows) > 0).double()
-    rewards[..., 0::4], rewards[..., 1::4] = (
-        1.0,
-        0.0,
-    )  # every group has signal, so that no law holds by A = 0 alone
+    rewards[..., 0::4], rewards[..., 1::4] = 1.0, 0.0  # every group has signal: no law may hold by A = 0 alone
     old = -normal(tokens).abs() - 0.1
     lengths = torch.randint(1, 6, rows, generator=rng)
     batch = Batch(
@@ -53,19 +51,36 @@ def random_batch(objective: Objective, runs: tuple[int, ...] = (), noise: float 
         response_mask=torch.arange(5) < lengths.unsqueeze(-1),
         advantages=objective.advantage(rewards, ids),
         group=group_stats(rewards, ids),
+        rewards=rewards,
+        group_ids=ids,
         ref_log_probs=old + 0.2 * normal(tokens),
         rollout_log_probs=old + 0.01 * normal(tokens),
     )
-    full = normal((*tokens, 4)).log_softmax(-1)
-    return dataclasses.replace(
-        batch,
-        full_log_probs=full,
-        entropy=-(full.exp() * full).sum(-1),
-        values=torch.rand(tokens, generator=rng, dtype=torch.float64),
-        turns=torch.randint(0, 2, tokens, generator=rng).cumsum(-1),
-        clusters=torch.randint(0, 3, rows, generator=rng),
-        components=torch.randint(0, 2, (*rows, 2), generator=rng).double(),
-    )
+    return dataclasses.replace(batch, **_extras(rng, rows, tokens))
+
+
+def _extras(rng: torch.Generator, rows: tuple[int, ...], tokens: tuple[int, ...]) -> dict[str, Any]:
+    """Inputs beyond log-probs, rewards and groups, drawn freely."""
+    full = torch.randn((*tokens, 4), generator=rng, dtype=torch.float64).log_softmax(-1)
+    top = full.sort(-1, descending=True)
+    return {
+        "tokens": torch.randint(0, 4, tokens, generator=rng),
+        "full_log_probs": full,
+        "top_tokens": top.indices,
+        "top_log_probs": top.values,
+        "influence": torch.rand(tokens, generator=rng, dtype=torch.float64),
+        "entropy": -(full.exp() * full).sum(-1),
+        "values": torch.rand(tokens, generator=rng, dtype=torch.float64),
+        "turns": torch.randint(0, 2, tokens, generator=rng).cumsum(-1),
+        "clusters": torch.randint(0, 3, rows, generator=rng),
+        "components": torch.randint(0, 2, (*rows, 2), generator=rng).double(),
+    }
+
+
+def prepared(objective: Objective, batch: Batch) -> Batch:
+    """The whole batch as the loss sees it: with the objective's own statistics and shaped advantages."""
+    state = objective.init_state(batch.log_probs.shape[:-2], batch.log_probs.device)
+    return objective.prepare(batch, state)[0]
 
 
 def loss_and_gradient(objective: Objective, batch: Batch, denominator: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from etr.laws.base import close, holds, law, loss_and_gradient, random_batch, repeat
+from etr.laws.base import close, holds, law, loss_and_gradient, prepared, random_batch, repeat
 from etr.loss import gradient_coefficient, policy_loss
 from etr.objective import Objective
 
@@ -15,7 +15,7 @@ from etr.objective import Objective
 def on_policy(objective: Objective) -> None:
     """1. At π = π_old the gradient coefficient is the advantage."""
     batch = random_batch(objective)
-    batch = dataclasses.replace(batch, log_probs=batch.old_log_probs)
+    batch = prepared(objective, dataclasses.replace(batch, log_probs=batch.old_log_probs))
     want = torch.where(batch.response_mask, batch.token_advantages, 0.0)
     close("on-policy, c must equal A", gradient_coefficient(objective, batch), want)
 
@@ -23,7 +23,7 @@ def on_policy(objective: Objective) -> None:
 @law
 def no_advantage_no_gradient(objective: Objective) -> None:
     """2. A = 0 gives c = 0."""
-    batch = random_batch(objective)
+    batch = prepared(objective, random_batch(objective))
     c = gradient_coefficient(objective, dataclasses.replace(batch, advantages=torch.zeros_like(batch.advantages)))
     holds("A = 0 must give c = 0", c == 0, c)
 
@@ -57,7 +57,7 @@ def region_encloses_one(objective: Objective) -> None:
 def pessimistic(objective: Objective) -> None:
     """6. Clipping only lowers the objective: per_token ≤ r·A, also at extreme ratios."""
     for noise in (0.3, 3.0):
-        batch = random_batch(objective, noise=noise)
+        batch = prepared(objective, random_batch(objective, noise=noise))
         out = policy_loss(objective, batch)
         unclipped = out.log_ratio.exp() * batch.token_advantages
         excess = torch.where(batch.response_mask, out.per_token - unclipped, 0.0)
@@ -68,6 +68,6 @@ def pessimistic(objective: Objective) -> None:
 def gradient_follows_advantage(objective: Objective) -> None:
     """7. c never opposes A."""
     for noise in (0.3, 3.0):
-        batch = random_batch(objective, noise=noise)
+        batch = prepared(objective, random_batch(objective, noise=noise))
         c = gradient_coefficient(objective, batch)
         holds("c must not oppose the advantage", c * batch.token_advantages >= 0, c)

@@ -74,15 +74,25 @@ def _attempt(
     return Attempt(number, answers.tokens, answers.rewards.reshape(given.shape), given, hints, shown)
 
 
-def current_columns(needs: frozenset[str], logits: Tensor, index: Tensor) -> dict[str, Any]:
-    """What else of the current policy an objective needs at the sampled states: its whole distribution, its entropy."""
-    if not needs & {"entropy", "full_log_probs"}:
+def current_columns(
+    needs: frozenset[str], logits: Tensor, index: Tensor, top_tokens: Tensor | None = None
+) -> dict[str, Any]:
+    """What else of the current policy an objective needs at the sampled states: its whole distribution, its entropy,
+    its log-probs of `top_tokens` `[R, P·G, T, K]`."""
+    if not needs & {"entropy", "full_log_probs", "top_log_probs"}:
         return {}
+    full = distributions(logits, index)
+    columns = {"full_log_probs": full, "entropy": -(full.exp() * full).sum(-1)}
+    if top_tokens is not None:
+        columns["top_log_probs"] = full.gather(-1, top_tokens)
+    return {name: value for name, value in columns.items() if name in needs}
+
+
+def distributions(logits: Tensor, index: Tensor) -> Tensor:
+    """log π of every token in the sampled states, `[R, P·G, T, V]`."""
     states = (index // logits.shape[-1]).flatten(-2).unsqueeze(-1)
     rows = exact.log_softmax(logits).gather(-2, states.expand(*states.shape[:-1], logits.shape[-1]))
-    full = rows.reshape(*index.shape, -1).flatten(-4, -3)
-    columns = {"full_log_probs": full, "entropy": -(full.exp() * full).sum(-1)}
-    return {name: value for name, value in columns.items() if name in needs}
+    return rows.reshape(*index.shape, -1).flatten(-4, -3)
 
 
 def taken_log_probs(logits: Tensor, index: Tensor) -> Tensor:

@@ -5,32 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from etr.batch import Batch, CleanBatch
 from etr.groups import GroupStats, group_stats, laid_out
-from etr.oracles.critic import state_values
 from etr.recipe import Recipe
 from etr.samplers import Sampler
 from etr.toy.answers import Answers, answer, current_columns, restarted, taken_log_probs
+from etr.toy.inputs import extras, supplies
 from toy_envs.model import ExactModel
 
 __all__ = ["Scorer", "Steps", "rollout", "streams", "supplies", "taken_log_probs", "uniforms"]
 
-ALWAYS = ("group", "ref_log_probs", "rollout_log_probs", "entropy", "full_log_probs", "values")
 FURTHER = 2**31  # makes another stream of a seed; generators read the lowest 32 bits
 BLOCK, LEAST = 2**18, 2**12  # numbers drawn at a time, in all and of each seed: few calls, and flat memory
-
-
-def supplies(model: ExactModel) -> list[str]:
-    """The inputs that a batch from this environment can have; names of `etr.objective.NEEDS`."""
-    given = {"turns": model.turns, "clusters": model.clusters, "components": model.components}
-    binary = ["binary_rewards"] if model.components is None else []
-    sampling = ["hints", "resets"] if model.horizon > 1 else []  # behind a single token there is nothing to complete
-    return [*ALWAYS, *binary, *sampling, *(name for name, value in given.items() if value is not None)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,9 @@ def rollout(
         if given is not None:
             kept = torch.arange(model.horizon) >= given.flatten(-2).unsqueeze(-1)
         needs = recipe.objective.needs
-        advantages, group = score(answers.rewards, laid_out(model.prompts, draw.shape[-2]))
+        ids = laid_out(model.prompts, draw.shape[-2])
+        advantages, group = score(answers.rewards, ids)
+        more_columns = extras(needs, model, logits, answers, ids, draw[..., model.horizon :])
         kind = CleanBatch if given is None else Batch  # where nothing is masked there is nothing to clean
         batch = kind(
             log_probs=answers.log_probs,
@@ -80,33 +73,10 @@ def rollout(
             response_mask=kept,
             advantages=advantages,
             group=group,
-            **_extras(needs, model, logits, answers, draw[..., model.horizon :]),
-            **current_columns(needs, logits, answers.places),
+            **more_columns,
+            **current_columns(needs, logits, answers.places, more_columns.get("top_tokens")),
         )
     return batch, answers.places
-
-
-def _extras(
-    needs: frozenset[str], model: ExactModel, logits: Tensor, answers: Answers, noise: Tensor
-) -> dict[str, Any]:
-    """The inputs that stay the same during the updates on a batch, those in `needs` only."""
-    old = answers.log_probs
-    make: dict[str, Callable[[], Tensor]] = {
-        "ref_log_probs": lambda: torch.full_like(old, -math.log(model.vocab_size)),  # the starting policy
-        "rollout_log_probs": lambda: old,
-        "values": lambda: _values(logits, model, answers.places),
-        "turns": lambda: torch.tensor(model.turns).expand(old.shape),
-        "clusters": lambda: model.answers(answers.tokens).flatten(-2),
-        "components": lambda: model.outcomes(answers.tokens, noise).flatten(-3, -2),
-    }
-    return {name: value() for name, value in make.items() if name in needs}
-
-
-def _values(logits: Tensor, model: ExactModel, index: Tensor) -> Tensor:
-    """V(s) of the sampling policy in each state on the way, `[R, P·G, T]`."""
-    states = index // model.vocab_size
-    values = state_values(logits, model).gather(-1, states.flatten(-2))
-    return values.reshape(states.shape).flatten(-3, -2).to(logits.dtype)
 
 
 def streams(

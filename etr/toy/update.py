@@ -55,7 +55,7 @@ class Updater:
     def current(self, parameters: Tensor, batch: Batch, index: Tensor) -> Batch:
         """The batch as the policy with these parameters sees it; index: where its tokens stand in the table."""
         logits = self.logits(parameters)
-        columns = current_columns(self.needs, logits, index)
+        columns = current_columns(self.needs, logits, index, batch.top_tokens)
         log_probs = taken_log_probs(logits, index)
         # Unless some were given all tokens are kept; a compiler that sees the mask made can leave it out.
         mask = batch.response_mask if self.needs & SAMPLING else torch.ones_like(log_probs, dtype=torch.bool)
