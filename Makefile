@@ -14,7 +14,7 @@ CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo vllm test test-fast lint reproduce bench docs clean
+.PHONY: help demo vllm test test-fast lint reproduce parity bench docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,16 @@ lint: $(VENV)/.dev  ## ruff and mypy
 reproduce: $(VENV)/.demo  ## every published statement that can be checked on a toy, with a verdict
 	$(BIN)/etr reproduce --all
 
+# Two environments, because the pins of verl and TRL exclude one another; etr itself is read from this folder.
+parity: $(VENV)/.dev .parity-verl/.ready .parity-trl/.ready  ## compare with verl's, TRL's and polgrad's own code, live; record anew
+	cd tests && $(abspath $(BIN))/python -m peers.record cases > peers/cases.json
+	for peer in verl trl; do \
+	  (cd tests && HF_HUB_OFFLINE=1 ../.parity-$$peer/bin/python -m peers.record $$peer > ../.parity-$$peer/new.json) && \
+	  mv .parity-$$peer/new.json tests/peers/$$peer.json && \
+	  HF_HUB_OFFLINE=1 .parity-$$peer/bin/python -m pytest -q tests/test_parity_live.py || exit 1; \
+	done
+	$(BIN)/python -m pytest -q tests/test_parity_*.py
+
 bench: $(VENV)/.demo  ## speed and memory, printed as ratios
 	$(BIN)/etr bench toy
 	$(BIN)/etr bench loss
@@ -48,8 +58,8 @@ bench: $(VENV)/.demo  ## speed and memory, printed as ratios
 docs: $(VENV)/.docs  ## build the site in docs/_build/html; warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-clean:  ## remove the environment and everything built; runs/ stays
-	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
+clean:  ## remove the environments and everything built; runs/ stays
+	rm -rf $(VENV) .parity-verl .parity-trl build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and constrained: a bare `torch` would pull gigabytes of CUDA packages.
@@ -87,4 +97,13 @@ endif
 
 $(VENV)/.docs: pyproject.toml $(VENV)/.torch
 	$(PIP) $(CONSTRAIN) -e ".[docs]"
+	@touch $@
+
+# torch first, as above. What the peers need besides is in their own pins.
+PARITY_PEERS := verl==0.9.1 trl==1.16.0
+.parity-%/.ready: $(CONSTRAINTS)
+	@echo "Setting up .parity-$* (once, a few minutes) ..."
+	$(PYTHON) -m venv .parity-$*
+	$(subst $(BIN),.parity-$*/bin,$(PIP)) "$(if $(CONSTRAINTS),$(shell sed -n '/^torch==/p' $(CONSTRAINTS)),torch)"
+	$(subst $(BIN),.parity-$*/bin,$(PIP)) $(filter $*==%,$(PARITY_PEERS)) pytest hypothesis
 	@touch $@

@@ -8,7 +8,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from etr import ratios
+from etr import corrections, ratios
 from etr.batch import Batch, LossOutput, Region
 from etr.errors import InputError
 from etr.objective import SAMPLING, Objective
@@ -64,6 +64,8 @@ def evaluate(objective: Objective, clean: Batch) -> tuple[Tensor, Region, Tensor
     per_token = objective.surrogate(clean, log_ratio, region)
     if clean.weights is not None:
         per_token = per_token * clean.weights
+    if (limit := clean.columns.get(corrections.LIMIT)) is not None:
+        per_token = torch.where(corrections.near_enough(clean, limit), per_token, 0.0)
     return log_ratio, region, torch.where(clean.response_mask, per_token, 0.0)
 
 

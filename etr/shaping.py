@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,8 +11,13 @@ from torch import Tensor
 from etr.batch import Batch
 from etr.objective import Objective, State
 
+if TYPE_CHECKING:
+    Mixin = Objective
+else:  # inheriting Objective's fields it would, as the first base, put their defaults in the place of the second's
+    Mixin = object
 
-class Shaping(Objective):
+
+class Shaping(Mixin):
     """A mixin: `shape` turns the advantages of a whole rollout batch into others, once, before it is split.
 
         class EMPG(Shaping, GRPO): ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def drawn(objective: GRPO, logits: Tensor, model: ExactModel, size: int) -> tupl
     shape = (model.prompts, size, model.horizon + model.noise_size)
     first, more = streams(range(len(logits)), shape, torch.float64)
     draw = next(first)
-    batch, index = rollout(Recipe("own", objective), model, logits, draw, more)
+    batch, index = rollout(Recipe("own", objective), model, logits, draw, next(more))
     return batch, index % model.vocab_size, model.sample(logits, draw[..., : model.horizon])
 
 
@@ -178,6 +179,110 @@ def test_a_compiled_run_with_hints_is_the_same_run() -> None:
         warnings.simplefilter("error", UserWarning)
         fast = train(recipe, CHAIN, dataclasses.replace(SHORT, compile=True))
     torch.testing.assert_close(fast.logits, train(recipe, CHAIN, SHORT).logits, rtol=1e-9, atol=1e-9)
+
+
+# What a start can ask for ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scripted(GRPO):
+    """Asks once for what the test says: the function gets the attempt."""
+
+    script: Any = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | {"hints", "resets", "rollout_log_probs", "tokens"}
+
+    def start(self, attempt: Attempt) -> Start | None:
+        return self.script(attempt) if attempt.round == 0 else None
+
+
+def test_answers_drawn_anew_from_the_beginning() -> None:
+    logits, some = random_logits(CHAIN, 40), torch.arange(8) < 3
+
+    def script(attempt: Attempt) -> Start:
+        return Start(attempt.tokens, torch.zeros_like(attempt.given), anew=some.expand_as(attempt.given))
+
+    batch, tokens, alone = drawn(Scripted(script=script), logits, CHAIN, 8)
+    assert torch.equal(tokens[..., 3:, :], alone[..., 3:, :]) and batch.response_mask.all()
+    assert not batch.columns["given"].any()
+    first = tokens[..., :3, 0].flatten(-1).flatten()  # fresh, and of the policy
+    assert 0.2 < (tokens[..., :3, :] == alone[..., :3, :]).double().mean() < 0.6
+    counts = torch.bincount(first, minlength=4) / first.numel()
+    want = logits[:, :, 0].softmax(-1).mean((0, 1))
+    assert (counts - want).abs().max() < 4.5 * (0.25 / first.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_demonstrations_stay_in_the_loss(known: bool) -> None:
+    """Given whole: every token is trained on, marked in the column, and has the log-probs of who made it."""
+    logits, last = random_logits(CHAIN, 3), torch.arange(8) == 7
+
+    def script(attempt: Attempt) -> Start:
+        assert attempt.hints is not None
+        made = torch.tensor([-0.1, -0.2, -0.3]) if known else None
+        return Start(attempt.hints.unsqueeze(1), torch.where(last, 3, 0).expand_as(attempt.given), None, True, made)
+
+    batch, tokens, alone = drawn(Scripted(script=script), logits, CHAIN, 8)
+    assert torch.equal(tokens[..., 7, :], CHAIN.solutions.expand(3, 8, 3)) and batch.response_mask.all()
+    assert torch.equal(tokens[..., :7, :], alone[..., :7, :]) and batch.rollout_log_probs is not None
+    assert batch.columns["given"].tolist() == [([0] * 7 + [3]) * 8] * 3
+    made = batch.rollout_log_probs.reshape(3, 8, 8, 3)
+    old = batch.old_log_probs.reshape(3, 8, 8, 3)
+    assert torch.equal(made[..., :7, :], old[..., :7, :])
+    want = torch.tensor([-0.1, -0.2, -0.3]).double().expand(3, 8, 3) if known else old[..., 7, :]
+    torch.testing.assert_close(made[..., 7, :], want, rtol=1e-6, atol=1e-7)
+    assert batch.group is not None and (batch.group.mean > 0).all()  # a right answer is in every group
+
+
+def test_a_sampler_sees_its_state() -> None:
+    @dataclass(frozen=True)
+    class Counting(Hinted):
+        def init_state(self, run_shape: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
+            return {"step": torch.zeros(run_shape, dtype=torch.int64)}
+
+        def prepare(self, batch: etr.Batch, state: dict[str, Tensor]) -> tuple[etr.Batch, dict[str, Tensor]]:
+            return batch, {"step": state["step"] + 1}
+
+        def start(self, attempt: Attempt) -> Start | None:
+            seen.append((attempt.round, attempt.state["step"].tolist()))
+            return super().start(attempt)
+
+    seen: list[tuple[int, list[int]]] = []
+    train(Recipe("counting", Counting(always=True)), CHAIN, dataclasses.replace(SHORT, iterations=2))
+    assert seen == [(0, [0] * 3), (1, [0] * 3), (0, [1] * 3), (1, [1] * 3)]
+
+
+def test_a_run_does_not_notice_the_rounds_of_others() -> None:
+    """Further rounds of a step have numbers of their own, however many the steps before took."""
+    shape = (CHAIN.prompts, 8, 4)
+    _, few = streams(range(2), shape, torch.float64)
+    _, many = streams(range(2), shape, torch.float64)
+    next(next(few))
+    for further in (next(many),):
+        for _ in range(5):
+            next(further)
+    assert torch.equal(next(next(few)), next(next(many)))
+    _, other = streams([1], shape, torch.float64)
+    next(other), next(few)
+    assert not torch.equal(next(next(few)), next(next(many)))
+    _, alone = streams([1], shape, torch.float64)
+    assert torch.equal(next(next(alone))[0], next(next(streams(range(2), shape, torch.float64)[1]))[1])
+
+
+def test_what_is_given_whole_must_be_trained_on() -> None:
+    def script(attempt: Attempt) -> Start:
+        return Start(attempt.tokens, torch.full_like(attempt.given, 3))
+
+    with pytest.raises(InputError, match=r"Scripted.start: given has shape .* from 0 to the prefix's 2 tokens"):
+        drawn(Scripted(script=script), random_logits(CHAIN, 2), CHAIN, 8)
+    prefix = torch.zeros(2, 8, 4, 3, dtype=torch.int64)
+    free = torch.rand(2, 8, 4, 3, dtype=torch.float64)
+    whole = CHAIN.sample(random_logits(CHAIN, 2), free, prefix, given=torch.full((2, 8, 4), 3))
+    assert torch.equal(whole, prefix)
+    with pytest.raises(ValueError, match="so that a token is left to choose"):
+        CHAIN.sample(random_logits(CHAIN, 2), free, prefix)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

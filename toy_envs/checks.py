@@ -115,10 +115,14 @@ def check_groups(sequences: Tensor, prompts: int, horizon: int) -> None:
 
 
 def check_prefix(prefix: Tensor | None, given: Tensor | None, shape: tuple[int, ...], vocab_size: int) -> None:
-    """Tokens `[*R, P, G, k]`, k < T, for sequences of that shape `[*R, P, G, T]`; given: 0 to k, `[*R, P, G]`."""
+    """Tokens `[*R, P, G, k]` for sequences of that shape `[*R, P, G, T]`; given: 0 to k, `[*R, P, G]`.
+
+    k < T unless `given` says how many each sequence takes: then that may be all of them.
+    """
     if prefix is None and given is None:
         return
-    if prefix is None or prefix.shape[:-1] != shape[:-1] or prefix.shape[-1] >= shape[-1]:
+    most = shape[-1] - (given is None)
+    if prefix is None or prefix.shape[:-1] != shape[:-1] or prefix.shape[-1] > most:
         found = None if prefix is None else tuple(prefix.shape)
         raise ValueError(
             f"prefix has shape {found}; give {(*shape[:-1], 'k')} with k below {shape[-1]}, "

@@ -140,7 +140,8 @@ class ExactModel:
 
         logits: `[*R, P, states, V]`; uniforms: `[*R, P, G, T]` in [0, 1), the same ones give the same sequences;
         prefix: int64 `[*R, P, G, k]`, first k < T tokens that are given instead of drawn (a hint, a branch);
-        given: int64 `[*R, P, G]`, how many of the k each sequence takes, None for all.
+        given: int64 `[*R, P, G]`, how many of the k each sequence takes, None for all; with it k may also be T, for
+        sequences that are given whole.
         """
         if check:
             rows = (self.prompts, self.states, self.vocab_size)

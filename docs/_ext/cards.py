@@ -12,11 +12,15 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
+import parity
+
 import etr
 from etr import laws
 from etr.diagnostics import METRICS
-from etr.objective import NEEDS, RANGES, Objective
+from etr.fields import RANGES
+from etr.objective import NEEDS, Objective
 from etr.registry import objective_class
+from etr.systems import SYSTEMS
 from etr.toy.compare import MEASURES
 
 MARKER = re.compile(r"^<!-- generated: (\S+) -->$", re.MULTILINE)
@@ -78,11 +82,13 @@ def objectives() -> str:
     """An overview, then one card per registered objective."""
     names = etr.list_objectives()
     rows = []
-    for name in names:
-        paper = objective_class(name).paper
+    for name in sorted(names, key=lambda name: (objective_class(name).category, name)):
+        cls = objective_class(name)
         first = docstring(etr.get(name)).strip().splitlines()[0]
-        rows.append([f"[`{name}`](#{anchor(name)})", first.partition(": ")[2] or first, paper.evidence])
-    return "\n\n".join([table(["name", "in one line", "evidence"], rows), *(card(name) for name in names)])
+        line = first.partition(": ")[2] or first
+        rows.append([f"[`{name}`](#{anchor(name)})", cls.category, line, cls.paper.evidence])
+    header = ["name", "changes", "in one line", "evidence"]
+    return "\n\n".join([table(header, rows), *(card(name) for name in names)])
 
 
 def anchor(name: str) -> str:
@@ -146,6 +152,17 @@ def needs(objective: Objective) -> str:
     return "; ".join(NEEDS[name] for name in sorted(objective.needs)) or "nothing further"
 
 
+def systems() -> str:
+    """All systems of the field: their name here, or the reason why they are not."""
+    rows = []
+    for system in SYSTEMS:
+        here = ", ".join(f"`{n}`" if "." in n else f"[`{n}`](objectives.md#{anchor(n)})" for n in system.found)
+        linked = "." in system.arxiv
+        paper = f"[{system.arxiv}](https://arxiv.org/abs/{system.arxiv})" if linked else system.arxiv
+        rows.append([str(system.number), system.name, paper, system.category, here or f"not here: {system.reason}"])
+    return table(["", "system", "paper", "category", "status"], rows)
+
+
 def law_list() -> str:
     """Every law with its statement and the objectives that break it by design."""
     rows = []
@@ -170,6 +187,10 @@ def measures() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "objectives": objectives,
     "laws": law_list,
+    "systems": systems,
     "metrics": metrics,
     "measures": measures,
+    "deviations": lambda: table(*parity.deviations()),
+    "missing": lambda: table(*parity.missing()),
+    "compared": lambda: table(*parity.compared()),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from rich.markup import escape
@@ -11,24 +12,57 @@ from tyro.conf import Positional, arg
 
 import etr
 from etr import laws
+from etr.cli.card import draw_card
 from etr.cli.options import console, print_table
-from etr.errors import InputError
+from etr.errors import InputError, unknown
+from etr.objective import NEEDS, Category, Objective
 from etr.recipe import load_recipe
-from etr.registry import objective_class
+from etr.systems import SYSTEMS
 
 
-def list_command() -> None:
-    """List all objectives with their papers. Example: etr list"""
-    rows = []
-    for name in etr.list_objectives():
-        cls = objective_class(name)
-        rows.append([name, cls.paper.title, cls.paper.arxiv or "-", cls.paper.evidence])
+def list_command(
+    category: Category | None = None, needs: str | None = None, paper: str | None = None, systems: bool = False
+) -> None:
+    """List all objectives with their papers. Example: etr list --category entropy --needs clusters
+
+    Args:
+        category: Only what changes this first of all.
+        needs: Only objectives that need this input, such as clusters; "nothing" for those that need none.
+        paper: Only papers whose title or arXiv number contains this.
+        systems: Instead, all systems of the field, and why some are not here.
+    """
+    if systems:
+        rows = [[str(s.number), s.name, s.arxiv or "-", ", ".join(s.found) or s.reason] for s in SYSTEMS]
+        print_table("Systems of the field", ["", "system", "paper", "here as, or why not"], rows, "Next: etr show NAME")
+        return
+    if needs not in (None, "nothing", *NEEDS):
+        raise InputError(unknown("input", str(needs), (*NEEDS, "nothing")))
+    rows = [_row(name) for name in etr.list_objectives() if _chosen(etr.get(name), category, needs, paper)]
+    if not rows:
+        raise InputError("no objective is like that; drop one of --category, --needs, --paper")
+    header = ["name", "paper", "arXiv", "category", "needs", "evidence"]
     caption = "evidence: how the equation is known; 'reconstructed' means by this project. Next: etr show NAME"
-    print_table("Objectives", ["name", "paper", "arXiv", "evidence"], rows, caption)
+    print_table("Objectives", header, rows, caption)
 
 
-def show(name: Annotated[Positional[str], arg(metavar="RECIPE")]) -> None:
-    """Show one recipe: equation, source, fields and defaults, what it needs. Example: etr show etr"""
+def _row(name: str) -> list[str]:
+    objective = etr.get(name)
+    paper, needed = objective.paper, ", ".join(sorted(objective.needs)) or "-"
+    return [name, paper.title, paper.arxiv or "-", objective.category, needed, paper.evidence]
+
+
+def _chosen(objective: Objective, category: str | None, needs: str | None, paper: str | None) -> bool:
+    title = f"{objective.paper.title} {objective.paper.arxiv}".lower()
+    needed = needs is None or (needs in objective.needs if needs != "nothing" else not objective.needs)
+    return category in (None, objective.category) and needed and (paper or "").lower() in title
+
+
+def show(name: Annotated[Positional[str], arg(metavar="RECIPE")], png: str | None = None) -> None:
+    """Show one recipe: equation, source, fields and defaults, what it needs. Example: etr show etr --png etr.png
+
+    Args:
+        png: Also draw its card into this file: region, gradient coefficient, a bandit learning.
+    """
     recipe = load_recipe(name)
     objective = recipe.objective
     console.print(f"[bold]{escape(recipe.name)}[/bold]  ({type(objective).__module__})\n")
@@ -42,9 +76,13 @@ def show(name: Annotated[Positional[str], arg(metavar="RECIPE")]) -> None:
     if reduction is not None:
         fields = ", ".join(f"{k}={v}" for k, v in reduction.fields.items())
         console.print(f"Equals [bold]{reduction.parent}[/bold] at {escape(fields)}.")
-    console.print(f"Scope: {objective.scope}. Needs: {', '.join(sorted(objective.needs)) or 'nothing further'}.")
+    needed = ", ".join(sorted(objective.needs)) or "nothing further"
+    console.print(f"Category: {objective.category}. Scope: {objective.scope}. Needs: {needed}.")
     for law, reason in objective.exceptions.items():
         console.print(f"Breaks the law '{law}' by design: {escape(reason)}.")
+    if png is not None:
+        draw_card(recipe, Path(png))
+        console.print(f"Wrote {escape(png)}.")
 
 
 def check(target: Annotated[Positional[str], arg(metavar="RECIPE")]) -> None:

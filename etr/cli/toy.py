@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from etr.cli.census import compare_all
 from etr.cli.options import comparison_folder, interval, print_table, progress_bar, recipe_with, show_report
 from etr.runs import RunFolder
 from etr.toy.cache import Cache
@@ -51,6 +52,7 @@ def toy(
 
 def compare_command(
     recipes: Annotated[Positional[tuple[str, ...]], arg(metavar="RECIPE ...")] = ("etr", "grpo", "grpo_wide"),
+    all_: Annotated[bool, arg(name="all")] = False,
     envs: Envs = ("bandit-spread", "tree-medium"),
     set_: Set = (),
     config: OmitArgPrefixes[ToyConfig] = ToyConfig(),  # noqa: B008  (tyro reads the fields; frozen)
@@ -66,6 +68,7 @@ def compare_command(
     Args:
         recipes: Objectives by name, .yaml files, module:Class or path/to/file.py:Class; the first is compared with
             each of the others.
+        all_: Every registered objective in one table, instead of recipes; --out names a JSON file then.
         envs: Toy environments.
         set_: Fields to change in every recipe, for example optimizer.updates=8.
         config: Settings of the runs.
@@ -74,6 +77,9 @@ def compare_command(
         out: Folder for the results; runs/<name>-<time> if not given.
         overwrite: Replace a run that is already in that folder.
     """
+    if all_:
+        compare_all(envs, config, out, no_cache)
+        return
     run("compare", recipes, envs, set_, config, level, no_cache, out, overwrite)
 
 

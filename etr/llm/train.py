@@ -122,10 +122,10 @@ class Trainer:
             group=group_stats(collected.rewards, group_ids, self.collector.grader.bounds),
             ref_log_probs=None if self.reference is None else self.pass_over(self.reference, rollout)[0],
             rollout_log_probs=sampled_by,
-            weights=self.recipe.correction.weights(old, sampled_by, mask),
             entropy=entropy,
             components=torch.stack(parts, -1) if (parts := list(collected.components.values())) else None,
         )
+        batch = self.recipe.correction.apply(batch)
         check_batch(self.recipe.objective, batch)
         return batch
 

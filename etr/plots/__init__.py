@@ -1,6 +1,7 @@
 """Floor 6: pictures. Each function returns a `Figure` that pyplot does not know; `save_figures` writes them."""
 
 from etr.plots.alarms import alarm_curves
+from etr.plots.card import Learning, objective_card
 from etr.plots.curves import entropy_reward_phase, learning_dashboard, seed_bands
 from etr.plots.environments import environment_answer
 from etr.plots.files import png, save_figures
@@ -12,6 +13,7 @@ from etr.plots.style import caption, objective_color
 from etr.plots.surrogates import surrogate_curves
 
 __all__ = [
+    "Learning",
     "alarm_curves",
     "caption",
     "comparison_forest",
@@ -20,6 +22,7 @@ __all__ = [
     "environment_answer",
     "learning_dashboard",
     "llm_curves",
+    "objective_card",
     "objective_color",
     "png",
     "prediction_scatter",

@@ -27,12 +27,18 @@ def supplies(model: ExactModel) -> list[str]:
 
 
 def extras(
-    needs: frozenset[str], model: ExactModel, logits: Tensor, answers: Answers, group_ids: Tensor, noise: Tensor
+    needs: frozenset[str],
+    model: ExactModel,
+    logits: Tensor,
+    answers: Answers,
+    group_ids: Tensor,
+    noise: Tensor,
+    sampled: Tensor,
 ) -> dict[str, Any]:
     """The inputs that stay the same during the updates on a batch, those in `needs` only.
 
     Without turns an answer is one turn, without clusters every sequence is an answer of its own, and without components
-    the verdict is the only one.
+    the verdict is the only one. sampled: log-probs of the tokens under whoever made them.
     """
     old, tokens = answers.log_probs, answers.tokens
     turns = model.turns or (0,) * model.horizon
@@ -41,7 +47,7 @@ def extras(
         "group_ids": lambda: group_ids.expand(answers.rewards.shape),
         "tokens": lambda: tokens.flatten(-3, -2),
         "ref_log_probs": lambda: torch.full_like(old, -math.log(model.vocab_size)),  # the starting policy
-        "rollout_log_probs": lambda: old,
+        "rollout_log_probs": lambda: sampled,
         "values": lambda: _values(logits, model, answers.places),
         "turns": lambda: torch.tensor(turns).expand(old.shape),
         "clusters": lambda: model.answers(tokens).flatten(-2),

@@ -57,7 +57,7 @@ def train(
     numbers, more = streams(range(config.first_seed, config.first_seed + config.seeds), shape, dtype, copies)
     for step, draw in zip(range(1, config.iterations + 1), numbers, strict=False):
         old_logits = logits(learner.parameters)
-        batch, index = rollout(recipe, model, old_logits, draw, more, steps)
+        batch, index = rollout(recipe, model, old_logits, draw, next(more), steps, state)
         if step == 1 or config.measured(step):  # looking at every value costs more than an update
             check_batch(objective, batch)
         batch, state = objective.prepare(batch, state)

@@ -65,7 +65,7 @@ def examine(recipe: Recipe, config: TrainConfig, measuring: bool = False, say: S
     measured, again = measure(recipe, config, say) if measuring else None, None
     if measured is not None:
         again = plan_memory(shape, recipe, config, measured.work)
-        findings += noise_findings(measured.noise, recipe.correction.kind != "none")
+        findings += noise_findings(measured.noise, recipe.correction.active)
     return Examination(found, facts, str(device), work, plan, tuple(findings), measured, again)
 
 

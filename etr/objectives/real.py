@@ -1,0 +1,81 @@
+"""REAL: rewards as labels: a group's answers are classified into right and wrong by how the policy moves on them.
+
+Paper: "Rewards as Labels: Revisiting RLVR from a Classification Perspective", 2602.05630, as ms-swift documents it.
+With the score s_i = (1/T_i) Σ_t log r_{i,t} of response i and the right (+) and wrong (−) answers of its group,
+    L = log(1 + Σ_+ e^{−s_i/τ}) + log(1 + Σ_− e^{s_i/τ}),    averaged over groups
+    c_i = A_i·(1 + n)·e^{∓s_i/τ} / (1 + Σ e^{∓s/τ}),    A_i = ±(G/τ)/(1 + n),  n the answers of its own kind
+|c| falls where the answer has moved as it should and never passes G/τ: neither a weight that grows with r (GRPO's for
+right answers) nor one without bound (for wrong ones). A group of equal answers teaches too. The factor G of A turns the
+mean over responses into one over groups. "Right" is A > 0, which the advantage of this file gives to rewards above ½:
+ours. τ = 0.5: ms-swift's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from etr import masked, ratios
+from etr.batch import Batch, Region
+from etr.errors import FieldError
+from etr.groups import Groups
+from etr.objective import Objective, Paper, Scope
+from etr.registry import register
+from etr.within import group_logsumexp, group_sum
+
+
+@register("real")
+@dataclass(frozen=True)
+class REAL(Objective):
+    """L = log(1 + Σ_+ e^{−s/τ}) + log(1 + Σ_− e^{s/τ}) of each group, s = mean_t log r."""
+
+    tau: float = 0.5
+
+    paper: ClassVar[Paper] = Paper("Rewards as Labels", "2602.05630", "third-party")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau <= 0:
+            raise FieldError(f"REAL.tau is {self.tau:g}; give a number above 0")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"group_ids"})
+
+    @property
+    def scope(self) -> Scope:
+        return "batch"
+
+    @property
+    def exceptions(self) -> Mapping[str, str]:
+        return {
+            "pessimistic": "the value is the loss of the group, not a bound on r·A",
+            "splitting_is_exact": "answers are compared within their group, so a group must not be split",
+        }
+
+    def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
+        groups, right = Groups(rewards, group_ids), rewards > 0.5
+        alike = torch.where(right, groups.sum(right.to(rewards.dtype)), groups.sum((~right).to(rewards.dtype)))
+        return torch.where(right, 1.0, -1.0).to(rewards.dtype) * groups.size / self.tau / (1 + alike)
+
+    def ratio(self, batch: Batch) -> Tensor:
+        return ratios.sequence(batch)
+
+    def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:
+        assert batch.group_ids is not None  # in `needs`
+        score = masked.mean(log_ratio.detach(), batch.response_mask, dim=-1).squeeze(-1)  # weights and value only
+        advantage = masked.mean(batch.token_advantages.expand_as(log_ratio), batch.response_mask, dim=-1).squeeze(-1)
+        weight, loss = torch.zeros_like(score), torch.zeros_like(score)
+        for sign in (1.0, -1.0):
+            chosen, surprise = sign * advantage > 0, -sign * score / self.tau
+            total = group_logsumexp(surprise, batch.group_ids, chosen)
+            total = torch.logaddexp(total, torch.zeros_like(total))
+            count = group_sum(chosen.to(score.dtype), batch.group_ids)
+            weight = torch.where(chosen, (surprise - total).exp() * (1 + count), weight)
+            loss = loss + total
+        pull = weight.unsqueeze(-1) * batch.token_advantages * batch.log_probs
+        return pull - pull.detach() - loss.unsqueeze(-1)  # the loss as value, each answer's own share as gradient
