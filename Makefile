@@ -43,10 +43,11 @@ reproduce: $(VENV)/.demo  ## every published statement that can be checked on a 
 # Two environments, because the pins of verl and TRL exclude one another; etr itself is read from this folder.
 parity: $(VENV)/.dev .parity-verl/.ready .parity-trl/.ready  ## compare with verl's, TRL's and polgrad's own code, live; record anew
 	cd tests && $(abspath $(BIN))/python -m peers.record cases > peers/cases.json
+	export HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1; \
 	for peer in verl trl; do \
-	  (cd tests && HF_HUB_OFFLINE=1 ../.parity-$$peer/bin/python -m peers.record $$peer > ../.parity-$$peer/new.json) && \
+	  (cd tests && ../.parity-$$peer/bin/python -m peers.record $$peer > ../.parity-$$peer/new.json) && \
 	  mv .parity-$$peer/new.json tests/peers/$$peer.json && \
-	  HF_HUB_OFFLINE=1 .parity-$$peer/bin/python -m pytest -q tests/test_parity_live.py || exit 1; \
+	  .parity-$$peer/bin/python -m pytest -q tests/test_parity_live.py || exit 1; \
 	done
 	$(BIN)/python -m pytest -q tests/test_parity_*.py
 

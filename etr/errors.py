@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MANY = 36  # names; of more than these only the nearest are listed
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message names it and says how to mend it."""
@@ -26,4 +28,6 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" did you mean '{near[0]}'?" if near else ""
-    return f"unknown {kind} '{name}';{hint} Valid: {', '.join(names)}"
+    shown = names if len(names) <= MANY else sorted(get_close_matches(name, names, n=MANY // 3, cutoff=0.0))
+    rest = f", and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    return f"unknown {kind} '{name}';{hint} Valid: {', '.join(shown)}{rest}"

@@ -75,7 +75,7 @@ f-DPG (GDC, DPG) | 2302.08215 | c | f_dpg
 EARL (RTL code) | 2511.12033 | c | earl
 Policy Cliff | 2507.20150 | e | etr.oracles.policy_cliff
 AffectGPT-R1 | 2025-08 | f | - a task's reward only
-Prompt augmentation GRPO | 2602.03190 | d | prompt_augmentation
+Prompt augmentation GRPO | 2602.03190 | d | etr.llm.data.templates
 EVODiff | 2025 | f | - diffusion inference, no training
 Empirical-MCTS | 2026-02 | f | - inference-time search, no training
 SIREN | 2509.25133 | c | siren

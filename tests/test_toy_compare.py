@@ -166,10 +166,10 @@ def test_two_seeds_are_too_few_for_an_interval() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Turned(GRPO):
+class Hinted(GRPO):
     """Needs what only some environments have."""
 
-    needs = frozenset({"turns"})  # type: ignore[assignment]
+    needs = frozenset({"hints"})  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ class Turned(GRPO):
         ),
         (["etr"], ["tree-easy"], dataclasses.replace(CONFIG, policy="linaer"), "did you mean 'linear'"),
         (["etr"], ["tree-easy"], dataclasses.replace(CONFIG, seeds=0), "seeds is 0; give at least 1"),
-        ([f"{__name__}:Turned"], ["two-stage", "tree-easy"], CONFIG, "the toy trainer in 'tree-easy' does not have"),
+        ([f"{__name__}:Hinted"], ["tree-easy", "bandit"], CONFIG, "the toy trainer in 'bandit' does not have"),
         (["etr", "etr"], ["tree-easy"], CONFIG, "different names"),
     ],
 )

@@ -19,6 +19,7 @@ from etr.laws import random_batch
 from etr.loss import policy_loss
 from etr.objective import Objective
 from etr.recipe import Recipe
+from etr.samplers import Sampler
 
 
 def stacked(recipes: Sequence[Recipe], seeds: int, dtype: torch.dtype = torch.float64) -> Recipe | None:
@@ -51,6 +52,8 @@ def stacked_objective(
         return None
     if not differ:
         return first
+    if isinstance(first, Sampler):  # how it samples does not show in the losses that are compared
+        return None
     if not _same_losses(objectives, _with(first, differ, 1, torch.float64)):
         return None
     return _with(first, differ, repeats, dtype)
@@ -68,27 +71,31 @@ def _per_run(values: Sequence[float], repeats: int, dtype: torch.dtype) -> Tenso
 
 
 def _same_losses(objectives: Sequence[Objective], together: Objective) -> bool:
-    """Does the stacked objective give every run the loss and the gradient of its own objective?"""
-    batch = random_batch(objectives[0])
+    """Does the stacked objective give every run the loss and the gradient of its own objective, two steps long?"""
+    batches = [random_batch(objectives[0], seed=seed) for seed in (0, 1)]
     try:
-        runs = _results(together, _repeated(batch, len(objectives)))
+        runs = _results(together, [_repeated(batch, len(objectives)) for batch in batches])
     except (RuntimeError, TypeError, ValueError):  # "Boolean value of Tensor ... is ambiguous" and the like
         return False
-    alone = [_results(o, _repeated(batch, 1)) for o in objectives]
+    alone = [_results(o, [_repeated(batch, 1) for batch in batches]) for o in objectives]
     joined = [torch.cat(parts) for parts in zip(*alone, strict=True)]
     return all(a.shape == b.shape and torch.allclose(a, b) for a, b in zip(joined, runs, strict=True))
 
 
-def _results(objective: Objective, batch: Batch) -> list[Tensor]:
-    """Advantages, state, loss and gradient of the runs of a batch."""
-    runs, responses = batch.log_probs.shape[:2]
+def _results(objective: Objective, batches: Sequence[Batch]) -> list[Tensor]:
+    """Advantages, and after each batch state, loss and gradient of its runs."""
+    runs, responses = batches[0].log_probs.shape[:2]
     rewards = torch.linspace(0, 1, responses, dtype=torch.float64).expand(runs, -1)
-    advantages = objective.advantage(rewards, torch.arange(responses) // 4)
+    found = [objective.advantage(rewards, torch.arange(responses) // 4)]
     state = objective.init_state((runs,), rewards.device)
-    leaf = batch.log_probs.detach().requires_grad_()  # a leaf of its own for the gradient
-    loss = policy_loss(objective, dataclasses.replace(batch, log_probs=leaf)).loss
-    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-    return [advantages, *(state[name] for name in sorted(state)), loss.detach(), gradient]  # only compared
+    for batch in batches:
+        batch, state = objective.prepare(batch, state)
+        denominator = objective.denominator(batch.response_mask)
+        leaf = batch.log_probs.detach().requires_grad_()  # a leaf of its own for the gradient
+        loss = policy_loss(objective, dataclasses.replace(batch, log_probs=leaf), denominator).loss
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        found += [*(state[name].double() for name in sorted(state)), loss.detach(), gradient]  # only compared
+    return found
 
 
 def _repeated(batch: Batch, runs: int) -> Batch:
