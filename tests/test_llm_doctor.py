@@ -247,7 +247,7 @@ def test_the_noise_floor_is_nothing_until_a_weight_moves() -> None:
             for parameter in trainer.language_model.model.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
         moved = noise_floor(trainer, collected.rollout, batch)
-        new, _ = trainer.pass_over(trainer.policy, collected.rollout)
+        new = trainer.pass_over(trainer.policy, collected.rollout)["log_probs"]
     kept = [
         (float(batch.old_log_probs[b, t]), float(new[b, t]))
         for b in range(4)

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from etr.errors import InputError
 from etr.llm import log_probs as module
-from etr.llm.log_probs import check_log_probs, token_log_probs
+from etr.llm.completions import check_log_probs
+from etr.llm.log_probs import token_log_probs
 from etr.llm.models import tiny_model
 from etr.llm.prompts import position_ids
 

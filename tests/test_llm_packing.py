@@ -10,7 +10,7 @@ import torch
 from llm_rollouts import PROMPTS, from_full_logits, made_rollout
 from torch import Tensor
 
-from etr.llm.log_probs import completion_log_probs
+from etr.llm.completions import completion_log_probs
 from etr.llm.models import LanguageModel, recompute_layers, tiny_model
 from etr.llm.packing import Packed, pack_groups
 from etr.llm.policy import PACKINGS, Policy

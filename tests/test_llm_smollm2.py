@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from etr.llm.log_probs import check_log_probs, completion_log_probs
+from etr.llm.completions import check_log_probs, completion_log_probs
 from etr.llm.models import LanguageModel, load_model
 from etr.llm.prompts import can_share_prompts
 from etr.llm.rollout import TransformersEngine, request_seeds, texts

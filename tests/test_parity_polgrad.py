@@ -10,6 +10,7 @@ import pytest
 import torch
 from peers import Case, assert_equal, new_case, ours
 from peers.cases import NOISE
+from peers.deviations import POLGRAD
 
 import etr
 from etr.corrections import Correction
@@ -40,6 +41,24 @@ DRAWS = [f"{kind}-{seed}" for seed in range(200, 220) for kind in KINDS]
 PRECISE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
+def test_declared_differences_are_there_and_nothing_else_is() -> None:
+    case, known = new_case("extreme-200"), POLGRAD["ratios"]
+    assert known.tokens is not None
+    apart, mask = known.tokens(case) & case["response_mask"], case["response_mask"]
+    for name in ("ppo", "dapo", "cispo", "dr_grpo"):
+        algorithm, changes, objective = ALGORITHMS[name]
+        config = dataclasses.replace(polgrad.get_algorithm(algorithm).loss, **changes)
+        expected, found = (torch.autograd.grad(x, leaf)[0] for x, leaf in losses(config, objective, None, case, 1))
+        assert_equal(found[mask & ~apart], expected[mask & ~apart], 1e-9, 1e-12)
+        assert not torch.allclose(found[apart], expected[apart], atol=0.0)
+    case, change = new_case("wide-200"), POLGRAD["spread"].change
+    assert change is not None
+    ours_there = etr.get("grpo").advantage(case["rewards"], case["group_ids"])[:, None]
+    theirs = polgrad.grpo_advantages(case["rewards"], case["group_ids"], polgrad.GroupNormConfig())[:, None]
+    close(change(ours_there, case), theirs)
+    assert not torch.allclose(ours_there, theirs)
+
+
 def test_every_algorithm_of_polgrad_is_compared() -> None:
     assert {algorithm for algorithm, _, _ in ALGORITHMS.values()} == set(polgrad.ALGORITHMS)
 
@@ -57,6 +76,15 @@ def test_loss_and_gradient_equal_polgrad(name: str, dtype: torch.dtype) -> None:
 
 
 def compare(config: Any, objective: etr.Objective, fix: Correction | None, case: Case, parts: int, tol: float) -> None:
+    (theirs, leaf), (loss, _) = losses(config, objective, fix, case, parts)
+    expected, found = (torch.autograd.grad(x, leaf)[0] for x in (theirs, loss))
+    assert_equal(found, expected, tol, atol=tol / 10 * expected.abs().max().item() + 1e-15)
+    terms = (expected * case["log_probs"]).abs().sum().item() + case["advantages"].abs().mean().item()
+    assert_equal(loss.detach(), theirs.detach(), tol, atol=tol * terms)
+
+
+def losses(config: Any, objective: etr.Objective, fix: Correction | None, case: Case, parts: int) -> list[Any]:
+    """(polgrad's loss, its leaf), (ours in micro-batches, the same leaf)."""
     leaf = case["log_probs"].clone().requires_grad_()
     streams = {f"{name}_logprobs": case[f"{name}_log_probs"] for name in ("old", "ref", "rollout")}
     theirs = polgrad.policy_loss(
@@ -68,10 +96,7 @@ def compare(config: Any, objective: etr.Objective, fix: Correction | None, case:
     whole = objective.denominator(case["response_mask"])
     rows = torch.arange(len(leaf)).chunk(parts)
     loss = torch.stack([etr.policy_loss(objective, batch.rows(part), whole).loss for part in rows]).sum()
-    expected, found = (torch.autograd.grad(x, leaf)[0] for x in (theirs, loss))
-    assert_equal(found, expected, tol, atol=tol / 10 * expected.abs().max().item() + 1e-15)
-    terms = (expected * case["log_probs"]).abs().sum().item() + case["advantages"].abs().mean().item()
-    assert_equal(loss.detach(), theirs.detach(), tol, atol=tol * terms)
+    return [(theirs, leaf), (loss, leaf)]
 
 
 @pytest.mark.parametrize("draw", DRAWS[::10])

@@ -61,7 +61,7 @@ def trainer_for(work: Work, folder: Path) -> Trainer:
         model=work.model, task=str(write_questions(folder / "questions.jsonl", work.questions)), reward=REWARD,
         steps=work.iterations + 1, prompts=work.prompts, group_size=work.group_size, max_new_tokens=work.tokens,
         engine="transformers", device=work.device, dtype=work.dtype, micro_batch_tokens=work.micro_batch_tokens,
-        eval_items=0,
+        eval_items=0, observe_every=0, compile_layers=work.compile_layers,
     )  # fmt: skip
     recipe = load_recipe("grpo", {"optimizer.updates": work.updates, "optimizer.lr": 1e-6})
     return build(recipe, config, lambda text: None)

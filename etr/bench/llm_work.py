@@ -32,6 +32,7 @@ class Work:
     device: str = "cpu"
     threads: int = 1
     micro_batch_tokens: int = 640
+    compile_layers: bool = True
     peer_rows: int = 16
     peer_checkpointing: bool = False
     questions: tuple[str, ...] = QUESTIONS

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from etr.llm.config import TrainConfig
 from etr.llm.data.dynamic import collect_mixed
+from etr.llm.data.templates import asked
 from etr.llm.distributed import ALONE, World
 from etr.llm.items import Item
 from etr.llm.models import LanguageModel
@@ -125,6 +126,7 @@ class Collector:
     engine: RolloutEngine
     grader: Grader
     world: World = ALONE
+    templates: tuple[str, ...] = ()
 
     def collect(self, step: int) -> Collected:
         """The groups of all processes, in the order of their prompts; each process samples its own share."""
@@ -162,7 +164,8 @@ class Collector:
         """A graded group for each question; the number that comes with it makes its samples its own."""
         lm, config, size = self.language_model, self.config, self.config.group_size
         numbers, items = zip(*questions, strict=True)
-        prompts = [encode(lm.tokenizer, item) for item in items]
+        asks = [asked(item, self.templates, config.seed, step, number) for number, item in questions]
+        prompts = [encode(lm.tokenizer, item) for item in asks]
         rollout = self.engine.generate(prompts, size, request_seeds(config.seed, step, numbers, size))
         grades = self.grader.grade([item for item in items for _ in range(size)], texts(lm, rollout))
         rewards = torch.tensor(grades.rewards, device=lm.device)

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from etr.errors import InputError
-from etr.llm.packing import prefix_hidden
-from etr.llm.prompts import full_hidden, shared_hidden
-
 # Logits held at once: 64 MB of float32 on a CPU, where more was not faster, and 512 MB on a GPU.
 HELD = {"cpu": 2**24}
 HELD_ON_GPU = 2**27
+
+
+def held_logits(device: torch.device) -> int:
+    """How many logits to hold at once."""
+    return HELD.get(device.type, HELD_ON_GPU)
 
 
 def token_log_probs(
@@ -31,18 +32,19 @@ def token_log_probs(
     *,
     head_bias: Tensor | None = None,
     chunk: int | None = None,
+    with_entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """log π(token) and the entropy of π, where π = softmax((W h + b) / temperature), at least in float32.
 
     Shapes: hidden [N, H], head_weight [V, H], head_bias [V], tokens [N] -> log_probs [N], entropy [N] (nats, over the
     full vocabulary). The log-probabilities equal `log_softmax` over the model's own logits bit for bit. chunk: hold the
-    logits of so many tokens at once, by default as many as fit into `HELD`.
+    logits of so many tokens at once, by default as many as fit into `HELD`; with_entropy: False returns zeros for it.
 
     Gradients flow through both outputs, and entropy's costs nothing unless it is asked for. With logits x = (W h + b) /
     temperature, p = π and H its entropy, ∂ log π(token) / ∂x = onehot(token) − p and ∂H / ∂x = −p (log p + H).
     """
-    held = HELD.get(hidden.device.type, HELD_ON_GPU) if chunk is None else chunk * head_weight.shape[0]
-    arguments = (hidden, head_weight, head_bias, tokens, temperature, held)
+    held = held_logits(hidden.device) if chunk is None else chunk * head_weight.shape[0]
+    arguments = (hidden, head_weight, head_bias, tokens, temperature, held, with_entropy)
     outputs: tuple[Tensor, Tensor] = _TokenLogProbs.apply(*arguments)  # type: ignore[no-untyped-call]
     return outputs
 
@@ -52,11 +54,18 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, held: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        temperature: float,
+        held: int,
+        with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         chunk = max(1, held // weight.shape[0])
         parts = [
-            _chunk(_logits(h, weight, bias, temperature), t)
+            _chunk(logits_of(h, weight, bias, temperature), t, with_entropy)
             for h, t in zip(hidden.split(chunk), tokens.split(chunk), strict=True)
         ]
         log_probs, entropy, log_sum = (torch.cat(values) for values in zip(*parts, strict=True))
@@ -79,7 +88,7 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(weight), block):
             part = slice(start, start + block)
             w, b = weight[part], None if bias is None else bias[part]
-            log_pi = _logits(hidden, w, b, temperature).sub_(log_sum[:, None])
+            log_pi = logits_of(hidden, w, b, temperature).sub_(log_sum[:, None])
             gradient = _smooth_gradient(log_pi, entropy, d_log_probs, d_entropy)
             # A token lies in one block only; to the others it adds 0 at their edge, which spares a wait for the GPU.
             column = (tokens - start).clamp(0, len(w) - 1)
@@ -93,22 +102,22 @@ class _TokenLogProbs(torch.autograd.Function):
                 torch.mm(gradient.T, hidden, out=d_weight[part])
             if d_hidden is not None:
                 d_hidden.add_(gradient @ w)
-        return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None
+        return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     """The model's own logits over the temperature, then raised to float32; a fresh tensor."""
     logits = F.linear(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _chunk(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log π(token), entropy and log-sum-exp of a chunk of tokens; overwrites the logits."""
+def _chunk(logits: Tensor, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """log π(token), entropy (or zero) and log-sum-exp of a chunk of tokens; overwrites the logits."""
     chosen = logits.gather(-1, tokens[:, None]).squeeze(-1)
     log_pi = torch.log_softmax(logits, dim=-1, out=logits)
     log_probs = log_pi.gather(-1, tokens[:, None]).squeeze(-1)
-    entropy = -log_pi.exp().mul_(log_pi).sum(-1)
+    entropy = -log_pi.exp().mul_(log_pi).sum(-1) if with_entropy else torch.zeros_like(log_probs)
     return log_probs, entropy, chosen - log_probs
 
 
@@ -119,62 +128,3 @@ def _smooth_gradient(log_pi: Tensor, entropy: Tensor, d_log_probs: Tensor, d_ent
     p = log_pi.exp()
     factor = log_pi.add_(entropy[:, None]).mul_(d_entropy[:, None]).add_(d_log_probs[:, None])
     return p.mul_(factor.neg_())
-
-
-def completion_log_probs(
-    model: Any,
-    sequences: Tensor,
-    attention_mask: Tensor,
-    prompt_width: int,
-    temperature: float = 1.0,
-    packing: str = "padded",
-    vocabulary: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of the completion tokens of left-padded sequences, in one forward pass.
-
-    Shapes: sequences and attention_mask [B, P + T], prompt_width P -> [B, T] each, zero where attention_mask is 0. The
-    head sees only the positions that predict a kept completion token. packing: prefix, cached or padded; vocabulary:
-    normalise over the first so many ids, those that are sampled; None for all rows of the head.
-    """
-    kept = attention_mask[:, prompt_width:].bool()
-    tokens, width = sequences[:, prompt_width:][kept], prompt_width
-    first = int(attention_mask[:, :width].any(0).long().argmax())  # columns of padding alone need no pass
-    last = width + int(kept.sum(-1).max())
-    rows = (sequences[:, first:last], attention_mask[:, first:last], width - first)
-    if packing == "prefix":
-        hidden = prefix_hidden(model, *rows)
-    else:
-        read = shared_hidden if packing == "cached" else full_hidden
-        hidden = read(model, *rows)[kept[:, : last - width]]
-    head = model.get_output_embeddings()
-    weight, bias = head.weight[:vocabulary], getattr(head, "bias", None)
-    hidden = hidden.to(weight.dtype)  # a wrapper may hand it over in float32
-    values = token_log_probs(hidden, weight, tokens, temperature, head_bias=None if bias is None else bias[:vocabulary])
-    log_probs, entropy = (value.new_zeros(kept.shape).masked_scatter(kept, value) for value in values)
-    return log_probs, entropy
-
-
-def check_log_probs(model: Any, packing: str = "padded") -> None:
-    """Raise `InputError` unless `completion_log_probs` agrees with the logits the model itself returns.
-
-    Some families softly cap their logits or find positions in a way of their own, each under a config name of its own,
-    and `completion_log_probs` would be wrong for them without a sign; so the two are compared on short sequences
-    instead of reading names.
-    """
-    head = model.get_output_embeddings()
-    if head is None:
-        raise InputError(f"{type(model).__name__} has no output embedding; give a causal language model")
-    tokens = torch.arange(4 * 6, device=model.device).view(4, 6) % model.config.get_text_config().vocab_size
-    tokens[1::2, :3] = tokens[::2, :3]  # two prompts, each with two completions
-    with torch.no_grad():
-        log_pi = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
-        expected = log_pi[:, 2:-1].gather(-1, tokens[:, 3:, None]).squeeze(-1)
-        found, _ = completion_log_probs(model, tokens, torch.ones_like(tokens), prompt_width=3, packing=packing)
-    # Half precision rounds each layer differently in the two computations; a missing scale is far larger than this.
-    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
-    error = (found - expected).abs().max().item()
-    if not error < tolerance:
-        raise InputError(
-            f"log-probabilities of {type(model).__name__} computed from its hidden states ({packing}) differ from its "
-            f"own by {error:.2g} (does it cap its logits?); choose a model whose logits come straight from its head"
-        )

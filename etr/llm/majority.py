@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import comb
 
-from etr.llm.rewards.answers import extract
-from etr.llm.rewards.forms import normal, number
+from etr.llm.rewards.clusters import final_answer
 
 RIGHT = object()  # the class of all right answers, however they are written
 
@@ -62,8 +61,4 @@ def _ways(wrong: Sequence[int], abstentions: int, picks: int, most: int) -> Coun
 def _class(completion: str, right: bool) -> object:
     if right:
         return RIGHT
-    answer = extract(completion)
-    if answer is None:
-        return None
-    value = number(answer)
-    return normal(answer) if value is None else value
+    return final_answer(completion)

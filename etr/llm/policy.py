@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from etr.errors import InputError, unknown
-from etr.llm.log_probs import check_log_probs, completion_log_probs
+from etr.llm.completions import check_log_probs, read_completions, top_log_probs
+from etr.llm.log_probs import token_log_probs
 from etr.llm.micro_batches import Lengths, micro_batches, work
 from etr.llm.models import LanguageModel
 from etr.llm.packing import FLEX, MASKED
 from etr.llm.prompts import can_share_prompts, distinct_prompts, plain_attention, recomputed
 from etr.llm.rollout import Rollout, vocabulary_size
 
+TOP = 20  # likeliest tokens that are read for methods that need some; what rollout engines return at most by default
 PACKINGS = ("prefix", "cached", "padded")
 # Work of equal size takes this much longer than in the prefix packing, whose passes are fewer and larger (measured on a
 # CPU with SmolLM2-135M, 8 completions of 32 tokens a group).
@@ -54,15 +57,31 @@ class Policy:
         object.__setattr__(self, "vocabulary", vocabulary_size(self.language_model))
 
     def log_probs(self, rollout: Rollout, rows: slice) -> tuple[Tensor, Tensor]:
-        """log π and entropy of the completion tokens of some rows, [b, T] each, zero in padding.
+        """log π and entropy of the completion tokens of some rows, [b, T] each, zero in padding; as `columns`."""
+        found = self.columns(rollout, rows, {"entropy"})
+        return found["log_probs"], found["entropy"]
 
-        At the sampling temperature, in float32 whatever the weights are, with the graph of the current weights.
+    def columns(
+        self, rollout: Rollout, rows: slice, needs: Collection[str], top: int | Tensor = TOP
+    ) -> dict[str, Tensor]:
+        """Columns of a batch for some rows, from one forward pass: log_probs, and what of these is in `needs`.
+
+        entropy `[b, T]`; top_log_probs and top_tokens `[b, T, K]` without gradient, of the K likeliest tokens, or of
+        the ids `top` of all rows. All are zero in padding; log π is at the sampling temperature, in float32 whatever
+        the weights are, with the graph of the current weights.
         """
         part = rollout.rows(rows)
         columns = (part.sequences, part.attention_mask, rollout.prompt_width)
         packing = self.cheapest(lengths(part))
-        model, vocabulary = self.language_model.model, self.vocabulary
-        return completion_log_probs(model, *columns, self.temperature, packing, vocabulary)
+        read = read_completions(self.language_model.model, *columns, packing, self.vocabulary)
+        arguments = (read.hidden, read.weight, read.tokens, self.temperature)
+        wanted = "entropy" in needs
+        log_probs, entropy = token_log_probs(*arguments, head_bias=read.bias, with_entropy=wanted)
+        found = {"log_probs": read.placed(log_probs)} | ({"entropy": read.placed(entropy)} if wanted else {})
+        if "top_log_probs" in needs:
+            chosen = top if isinstance(top, int) else top[rows]
+            found["top_tokens"], found["top_log_probs"] = top_log_probs(read, self.temperature, chosen)
+        return found
 
     def micro_batches(self, rollout: Rollout, group_size: int, budget_tokens: int) -> list[slice]:
         """Contiguous rows whose forward passes compute at most `budget_tokens` each: whole groups where they fit.

@@ -13,8 +13,10 @@ import torch
 from etr.errors import InputError
 from etr.llm.canary import Canary
 from etr.llm.collect import Collector
+from etr.llm.compiled_layers import compile_layers
 from etr.llm.config import TrainConfig
 from etr.llm.data.rows import is_source
+from etr.llm.data.templates import load_templates
 from etr.llm.distributed import World, shard
 from etr.llm.lora import add_lora
 from etr.llm.models import DTYPES, LanguageModel, load_model, recompute_layers
@@ -54,9 +56,12 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
         language_model = add_lora(language_model, config.lora_rank)
     if config.gradient_checkpointing:
         recompute_layers(language_model.model)
+    if config.compile_layers:
+        compile_layers(language_model)
     policy = Policy(language_model, config.temperature, config.packing)
     if world.size > 1:
         shard(language_model.model, DTYPES[config.dtype])
+    templates = load_templates(config.templates)
     grader = Grader(task, config.reward, config.reward_timeout, say=say)
     return Trainer(
         recipe=recipe,
@@ -64,7 +69,7 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
         language_model=language_model,
         policy=policy,
         optimizer=make_optimizer(recipe.optimizer, language_model, config.optimizer_state),
-        collector=Collector(config, task, language_model, engine, grader, world),
+        collector=Collector(config, task, language_model, engine, grader, world, templates),
         canary=Canary.create(language_model, DTYPES[config.dtype]),
         state=recipe.objective.init_state((), device),
         reference=reference,
@@ -77,6 +82,9 @@ def check_shared(config: TrainConfig, world: World) -> None:
     world.share(config.prompts)
     if world.size > 1 and config.dtype not in SHARDED_DTYPES:
         raise InputError(f"dtype is {config.dtype}; several processes train in {' or '.join(SHARDED_DTYPES)}")
+    if config.compile_layers and (world.size > 1 or config.gradient_checkpointing):
+        other = "gradient_checkpointing" if world.size == 1 else f"{world.size} processes"
+        raise InputError(f"compile_layers does not go together with {other}; switch it off")
     if world.size > 1 and config.optimizer_state != "float32":
         raise InputError(
             f"optimizer_state {config.optimizer_state} works in one process only; with {world.size} the moments are "

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,14 +35,18 @@ from etr.llm.faults import require_finite
 from etr.llm.models import LanguageModel
 from etr.llm.optimizers import Optimizer
 from etr.llm.peak import resident
-from etr.llm.policy import Policy
-from etr.llm.rollout import EngineError, Rollout
+from etr.llm.policy import TOP, Policy
+from etr.llm.rewards.clusters import clusters
+from etr.llm.rollout import EngineError, Rollout, texts
 from etr.loss import check_batch
 from etr.objective import State
 from etr.recipe import Recipe
 from etr.update import add_gradients, split
 
-SUPPLIES = ("group", "binary_rewards", "rollout_log_probs", "entropy", "ref_log_probs", "components")
+SUPPLIES = (
+    *("group", "rewards", "group_ids", "binary_rewards", "components", "tokens", "clusters", "turns"),
+    *("rollout_log_probs", "ref_log_probs", "entropy", "top_log_probs"),
+)
 
 
 @dataclass
@@ -111,31 +116,37 @@ class Trainer:
     def to_batch(self, collected: Collected) -> Batch:
         """The whole rollout batch `[B, T]` with the trainer's own old log-probs, advantages and group statistics."""
         rollout, group_ids = collected.rollout, collected.group_ids
-        old, entropy = self.pass_over(self.policy, rollout)
+        needs = self.recipe.objective.needs
+        own = self.pass_over(self.policy, rollout, needs | {"entropy"})
+        old = own["log_probs"]
         sampled_by = old if rollout.log_probs is None else rollout.log_probs
         mask = rollout.response_mask & collected.keep[:, None]
         batch = Batch(
-            log_probs=old,
+            **own,  # the policy at the start of the update
             old_log_probs=old,
             response_mask=mask,
             advantages=self.recipe.advantages(collected.shaped, group_ids),
             group=group_stats(collected.rewards, group_ids, self.collector.grader.bounds),
-            ref_log_probs=None if self.reference is None else self.pass_over(self.reference, rollout)[0],
+            rewards=collected.shaped,
+            group_ids=group_ids,
+            tokens=rollout.completions,
+            turns=torch.zeros_like(rollout.completions),  # an answer is one turn
+            clusters=clusters(texts(self.language_model, rollout)).to(old.device) if "clusters" in needs else None,
+            ref_log_probs=None if self.reference is None else self.pass_over(self.reference, rollout)["log_probs"],
             rollout_log_probs=sampled_by,
-            entropy=entropy,
-            components=torch.stack(parts, -1) if (parts := list(collected.components.values())) else None,
+            components=torch.stack(list(collected.components.values()) or [collected.rewards], -1),
         )
         batch = self.recipe.correction.apply(batch)
         check_batch(self.recipe.objective, batch)
         return batch
 
-    def pass_over(self, policy: Policy, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies `[B, T]` of all processes' completions, without gradient."""
+    def pass_over(self, policy: Policy, rollout: Rollout, needs: Collection[str] = ()) -> dict[str, Any]:
+        """The columns of `policy` (`Policy.columns`) for all processes' completions, without gradient."""
         own = self.own_parts(rollout)
         with torch.no_grad():
-            found = [policy.log_probs(rollout, rows) for rows in (*own, *own[:1] * self.world.idle(own))]
-        log_probs, entropy = (torch.cat(values[: len(own)]) for values in zip(*found, strict=True))
-        return self.world.gather_rows(log_probs), self.world.gather_rows(entropy)
+            found = [policy.columns(rollout, rows, needs) for rows in (*own, *own[:1] * self.world.idle(own))]
+        names = found[0]
+        return {name: self.world.gather_rows(torch.cat([part[name] for part in found[: len(own)]])) for name in names}
 
     def update(self, rollout: Rollout, batch: Batch, step: int) -> tuple[dict[str, Mean], float]:
         """K optimiser steps on the batch; metric sums of the last one, and its gradient norm before clipping.
@@ -158,7 +169,7 @@ class Trainer:
                     sums[name] = sums[name] + mean if name in sums else mean
 
         def forward(rows: slice) -> dict[str, Tensor]:
-            return self.current(rollout, rows)
+            return self.current(rollout, rows, batch.top_tokens)
 
         for update in range(settings.updates):
             self.optimizer.zero_grad()
@@ -173,10 +184,11 @@ class Trainer:
         self.optimizer.zero_grad()  # gradients are the largest thing that the next rollout would share its memory with
         return self.world.total(sums) | self.signal(first[0], whole, parts), float(norm)
 
-    def current(self, rollout: Rollout, rows: slice) -> dict[str, Tensor]:
-        """The columns of the current policy with their graph: entropy only for an objective that asks for it."""
-        log_probs, entropy = self.policy.log_probs(rollout, rows)
-        return {"log_probs": log_probs, **({"entropy": entropy} if "entropy" in self.recipe.objective.needs else {})}
+    def current(self, rollout: Rollout, rows: slice, top_tokens: Tensor | None = None) -> dict[str, Tensor]:
+        """The columns of the current policy with their graph, those that the objective asks for."""
+        return self.policy.columns(
+            rollout, rows, self.recipe.objective.needs, TOP if top_tokens is None else top_tokens
+        )
 
     def signal(self, first: Tensor, whole: Tensor, parts: list[slice]) -> dict[str, Mean]:
         """Signal and noise of a gradient from its norm and that of its first micro-batch; NaN without equal pieces.
@@ -209,10 +221,13 @@ class Trainer:
     def observe(self, collected: Collected, batch: Batch, step: int) -> dict[str, float]:
         """What the whole update did to entropy and regions (`etr.observatory`) and to the samples that are shown.
 
-        It takes one pass more, after the last optimiser step.
+        It takes one pass more, after the last optimiser step; nothing at steps that `observe_every` leaves out.
         """
+        every = self.config.observe_every
+        if not every or step % every:
+            return {}
         objective, rollout = self.recipe.objective, collected.rollout
-        after = dataclasses.replace(batch, log_probs=self.pass_over(self.policy, rollout)[0])
+        after = dataclasses.replace(batch, log_probs=self.pass_over(self.policy, rollout)["log_probs"])
         if samples.due(step, self.config.steps) and self.world.main:
             lm, items, rewards = self.language_model, collected.items, collected.rewards
             self.samples = samples.rows(after, rollout, items, rewards, lm, objective, step)

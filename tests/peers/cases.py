@@ -16,8 +16,10 @@ DIGITS = 6  # of log-probs; the narrowest clip is 3e-4
 # `far` is mostly outside every region; `extreme` has the outliers below, `short` mostly answers of one token,
 # `equal` two groups of equal rewards, and in `shift` all tokens have one ratio.
 NOISE = {"wide": 0.7, "tiny": 1e-3, "far": 3.0, "extreme": 0.7, "short": 0.7, "equal": 0.7, "shift": 0.0}
-STORED = ("wide-0", "wide-1", "wide-2", "tiny-0", "tiny-1", "far-0", "far-1", "extreme-0", "short-0", "equal-0")
-STORED = (*STORED, "shift-0", "shift-1")
+STORED = (
+    *("wide-0", "wide-1", "wide-2", "tiny-0", "tiny-1", "far-0", "far-1"),
+    *("extreme-0", "short-0", "equal-0", "shift-0", "shift-1"),
+)
 # Planted at (response, token) of `extreme`.
 TO_OLD: Planted = {
     (0, 0): 5.0,

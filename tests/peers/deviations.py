@@ -38,7 +38,7 @@ class Deviation:
     @property
     def peers(self) -> str:
         """Whose results differ, in words."""
-        return " and ".join(name for name in ("verl", "TRL") if name.lower() in self.records)
+        return " and ".join(name for name in ("verl", "TRL", "polgrad") if name.lower() in self.records)
 
     def covers(self, record: str) -> bool:
         return re.fullmatch(self.records, record) is not None
@@ -263,9 +263,29 @@ ADVANTAGES = [
     ),
 ]
 DEVIATIONS = [*LOSSES, *ADVANTAGES]
+POLGRAD = {
+    "ratios": Deviation(
+        "polgrad-loss-.*-extreme-.*",
+        "ratios beyond e^±20",
+        "does not bound log π/π_old",
+        "bounds it at ±20 with gradient 0 beyond",
+        OVERFLOW,
+        tokens=d.far_from_old,
+    ),
+    "spread": Deviation(
+        "polgrad-advantage-grpo-.*",
+        "GRPO, standard deviation of a group",
+        "of the sample, plus 1e-4",
+        "of the population; `etr.advantages.group_zscore` has both",
+        POPULATION,
+        change=d.times(d.spread_ratio(1e-4)),
+    ),
+}
 
 
 def rows() -> list[tuple[str, ...]]:
     """The table of the documentation: (whose, where, theirs, ours, reason), no line twice."""
-    found = [(known.peers, known.where, known.theirs, known.ours, known.reason) for known in DEVIATIONS]
+    found = [
+        (known.peers, known.where, known.theirs, known.ours, known.reason) for known in (*DEVIATIONS, *POLGRAD.values())
+    ]
     return list(dict.fromkeys(found))

@@ -143,9 +143,9 @@ def weights(name: str, case: dict[str, Tensor]) -> Tensor:
     """Importance weights between rollout engine and trainer, `[B, T]`, or `[B]` for whole responses."""
     trainer = _trainer(_frozen({"vllm_importance_sampling_mode": name, **WEIGHTS[name]}))
     trainer.reward_funcs = [lambda *_, **__: case["rewards"].tolist()]
+    longest = int(case["response_mask"].sum(-1).max())
     trainer.use_vllm = True  # only now: the engine itself is not needed
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (case["old_log_probs"][:, :longest], None, None)
-    longest = int(case["response_mask"].sum(-1).max())
     found = _scored(trainer, case)["importance_sampling_ratio"]
     if found.shape[-1] == 1:
         return found[:, 0]

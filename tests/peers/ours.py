@@ -211,8 +211,6 @@ def parted(objective: etr.Objective, batch: etr.Batch, parts: int = 1) -> Tensor
         whole, _ = objective.prepare(batch, objective.init_state((), leaf.device))
     ready = dataclasses.replace(whole, **{name: getattr(batch, name) for name in ("log_probs", "entropy")})
     divisor = objective.denominator(batch.response_mask)
-    if objective.aggregation == "local-token-mean" and objective.name != "bnpo":
-        divisor = torch.tensor(float(parts))
     rows = torch.arange(len(leaf)).chunk(parts)
     return torch.stack([etr.policy_loss(objective, ready.rows(part), divisor).loss for part in rows]).sum()
 

@@ -110,7 +110,7 @@ def noise_floor(trainer: Trainer, rollout: Rollout, batch: Batch) -> dict[str, f
     update: the trainer's log-probs after the updates against those before; rollout: the engine's against the trainer's.
     """
     assert batch.rollout_log_probs is not None  # set by `Trainer.to_batch`
-    new, _ = trainer.pass_over(trainer.policy, rollout)
+    new = trainer.pass_over(trainer.policy, rollout)["log_probs"]
     update = dataclasses.replace(batch, old_log_probs=new, rollout_log_probs=batch.old_log_probs)
     found = {}
     for name, pair in {"update": update, "rollout": batch}.items():

@@ -177,7 +177,8 @@ def pure_sampling(language_model: LanguageModel) -> Iterator[None]:
     model.generation_config = neutral
     model.eval()
     try:
-        with gathered(model):
+        # Compiled layers would be compiled anew for the growing shapes of sampling.
+        with gathered(model), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         model.generation_config = own
