@@ -24,6 +24,7 @@ PROBABILITIES = ("log_probs", "old_log_probs", "ref_log_probs", "rollout_log_pro
 TOKEN_FIELDS = (*PROBABILITIES, "weights", "entropy", "values", "influence")
 # Of the policy that is being trained: only they carry a gradient.
 CURRENT = ("log_probs", "entropy", "full_log_probs", "top_log_probs")
+GRADES = ("rewards", "components")  # an answer that is masked out still counts in the statistics of its group
 # Dimensions after the runs: B responses, T tokens, V vocabulary (or the K likeliest tokens), K reward components.
 SHAPES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((*TOKEN_FIELDS, "response_mask", "turns", "tokens"), ("BT",)),
@@ -146,7 +147,9 @@ class Batch:
             return value
         value = value if name in CURRENT else value.detach()  # data of this update, whatever made it
         wide = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
-        per_token = value.ndim >= self.response_mask.ndim and name != "components"
+        if name in GRADES:
+            return torch.where(torch.isfinite(wide), wide, 0.0)
+        per_token = value.ndim >= self.response_mask.ndim
         kept = self.response_mask if per_token else self.response_mask.any(-1)
         return torch.where(kept if kept.ndim == wide.ndim else kept.unsqueeze(-1), wide, 0.0)
 

@@ -107,7 +107,8 @@ class Correction:
         """The whole rollout batch with its weights, and with δ for the loss where there is a sequence mask."""
         assert batch.rollout_log_probs is not None  # of whoever sampled
         weights = self.weights(batch.old_log_probs, batch.rollout_log_probs, batch.response_mask)
-        batch = dataclasses.replace(batch, weights=weights)
+        if weights is not None:
+            batch = dataclasses.replace(batch, weights=weights if batch.weights is None else weights * batch.weights)
         if self.sequence_mask is None:
             return batch
         return batch.with_columns(**{LIMIT: torch.full_like(batch.old_log_probs[..., 0], self.sequence_mask)})
@@ -116,7 +117,9 @@ class Correction:
         """Weights of tokens of a whole batch, `[*R, B, T]`, 0 on padding, without gradient; None where all are 1."""
         if not self.active:
             return None
-        log_rho = torch.where(mask, old_log_probs.detach() - rollout_log_probs.detach(), 0.0)  # data, both of them
+        own, engine = (x.detach() for x in (old_log_probs, rollout_log_probs))  # data, both of them
+        wide = torch.promote_types(own.dtype, torch.float32)  # sums over a response are no matter for 16 bits
+        log_rho = torch.where(mask, own.to(wide) - engine.to(wide), 0.0)
         weight = self._weight(_at(self.level, log_rho, mask))
         weight = torch.where(mask & self._kept(log_rho, mask), weight, 0.0)
         if not self.normalize:

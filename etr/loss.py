@@ -28,7 +28,7 @@ def policy_loss(
     if check:
         check_batch(objective, batch)
     if check or denominator is None:
-        batch = _prepared(objective, batch, whole=denominator is None)
+        batch = prepared(objective, batch, whole=denominator is None)
     clean = batch.clean()
     log_ratio, region, per_token = evaluate(objective, clean)
     mask, dtype = clean.response_mask, batch.log_probs.dtype
@@ -48,7 +48,7 @@ def gradient_coefficient(objective: Objective, batch: Batch) -> Tensor:
     A ≠ 0 and c = 0. The four parts of the Unified Policy Gradient Estimator (2509.04419) can be read off c.
     """
     leaf = batch.log_probs.detach().requires_grad_()  # a fresh leaf: the model's own graph must not be walked
-    whole = _prepared(objective, dataclasses.replace(batch, log_probs=leaf), whole=True)
+    whole = prepared(objective, dataclasses.replace(batch, log_probs=leaf))
     with torch.enable_grad():
         per_token = evaluate(objective, whole.clean())[2]
         if not per_token.requires_grad:
@@ -78,7 +78,8 @@ def check_batch(objective: Objective, batch: Batch) -> None:
     objective.require(available, "this batch")
 
 
-def _prepared(objective: Objective, batch: Batch, whole: bool) -> Batch:
+def prepared(objective: Objective, batch: Batch, whole: bool = True) -> Batch:
+    """The batch with the objective's own statistics, taken of it unless it has them; InputError for a part of one."""
     if all(name in batch.columns for name in objective.columns):
         return batch
     if not whole:

@@ -21,7 +21,11 @@ def std(values: Tensor, mask: Tensor, dim: int | tuple[int, ...] = BATCH, ddof: 
     """Standard deviation of the kept values, by default of the population; 0 where all are equal."""
     centred = values.double() - mean(values.double(), mask, dim)
     count = (mask.sum(dim, keepdim=True) - ddof).clamp(min=1)
-    return (torch.where(mask, centred.square(), 0.0).sum(dim, keepdim=True) / count).sqrt().to(values.dtype)
+    spread = (torch.where(mask, centred.square(), 0.0).sum(dim, keepdim=True) / count).sqrt().to(values.dtype)
+    same = _filled(values, mask, -torch.inf).amax(dim, keepdim=True) <= _filled(values, mask, torch.inf).amin(
+        dim, keepdim=True
+    )
+    return torch.where(same, 0.0, spread)  # the mean of equal values may be rounded
 
 
 def least(values: Tensor, mask: Tensor) -> Tensor:

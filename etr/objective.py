@@ -84,6 +84,7 @@ class Objective:
     name: ClassVar[str]
     paper: ClassVar[Paper]
     category: ClassVar[Category] = "trust region"  # what its paper changes first of all
+    undivided: ClassVar[Literal["", "group", "batch"]] = ""  # what its micro-batches must not cut
     reduces_to: ClassVar[Reduction | None] = None
     examples: ClassVar[tuple[Mapping[str, object], ...]] = ()  # further settings for which the laws are checked
 

@@ -27,14 +27,14 @@ class Shaping(Mixin):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*super().columns, "shaped")
+        return (*super().columns, f"{self.name}_shaped")
 
     def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]:
         batch, state = super().prepare(batch, state)
         with torch.no_grad():
             advantages = self.shape(batch.clean())
         done = torch.ones_like(batch.response_mask[..., 0], dtype=advantages.dtype)  # says so to the loss
-        return dataclasses.replace(batch, advantages=advantages).with_columns(shaped=done), state
+        return dataclasses.replace(batch, advantages=advantages).with_columns(**{f"{self.name}_shaped": done}), state
 
     def shape(self, batch: Batch) -> Tensor:
         """A clean whole batch to advantages, `[*R, B]` or `[*R, B, T]`."""

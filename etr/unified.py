@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from etr.batch import Batch
-from etr.loss import gradient_coefficient
+from etr.loss import gradient_coefficient, prepared
 from etr.objective import Objective
 
 CLOSE = 1e-6  # relative, of a policy that counts as a known one
@@ -45,7 +45,7 @@ class FourParts(NamedTuple):
 
 def four_parts(objective: Objective, batch: Batch) -> FourParts:
     """The parts of `gradient_coefficient(objective, batch)`. The batch is a whole one, prepared or not."""
-    batch = _prepared(objective, batch)
+    batch = prepared(objective, batch)
     coefficient, clean = gradient_coefficient(objective, batch).detach(), batch.clean()  # read, not trained
     likelihood = clean.log_probs.detach().exp()  # read, not trained
     advantage = clean.token_advantages.expand(likelihood.shape)
@@ -57,7 +57,7 @@ def four_parts(objective: Objective, batch: Batch) -> FourParts:
 
 def reference(objective: Objective, batch: Batch) -> str:
     """Which policy the denominator is, on the tokens that have a gradient: "π", "π_old", "π_ref", or what it does."""
-    parts, clean = four_parts(objective, _prepared(objective, batch)), batch.clean()
+    parts, clean = four_parts(objective, prepared(objective, batch)), batch.clean()
     if not bool(parts.mask.any()):
         return "none"
     known = {"π": clean.log_probs, "π_old": clean.old_log_probs, "π_ref": clean.ref_log_probs}
@@ -88,14 +88,6 @@ def table(objectives: Iterable[Objective], batch: Batch) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
-
-
-def _prepared(objective: Objective, batch: Batch) -> Batch:
-    if all(name in batch.columns for name in objective.columns):
-        return batch
-    state = objective.init_state(batch.log_probs.shape[:-2], batch.log_probs.device)
-    with torch.no_grad():  # statistics of the batch are fixed during an update
-        return objective.prepare(dataclasses.replace(batch), state)[0]
 
 
 def _equal(a: Tensor, b: Tensor, mask: Tensor) -> bool:

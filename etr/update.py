@@ -35,6 +35,18 @@ def split(size: int, parts: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
+def check_parts(objective: Objective, parts: Sequence[slice], group_size: int) -> None:
+    """Raise InputError when micro-batches cut what the objective compares: a group, or the whole batch."""
+    cut = objective.undivided == "batch" and len(parts) > 1
+    if objective.undivided == "group":
+        cut = any(part.start % group_size or part.stop % group_size for part in parts)
+    if cut:
+        raise InputError(
+            f"objective '{objective.name}' looks at a whole {objective.undivided} at a time, but micro-batches cut it; "
+            "give fewer (optimizer.micro_batches) or larger ones (micro_batch_tokens)"
+        )
+
+
 def micro_batch(batch: Batch, rows: slice, current: Mapping[str, Tensor]) -> Batch:
     """Those rows of a prepared batch, with the current policy's columns, such as log_probs `[*R, b, T]`."""
     return dataclasses.replace(batch.rows(rows), **dict[str, Any](current))

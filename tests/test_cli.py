@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+import etr
 from etr.cli import main
 from etr.cli.options import parse_assignments, parse_grid
 from etr.errors import InputError
@@ -38,6 +39,35 @@ def test_list_names_every_objective_with_its_evidence(capsys: pytest.CaptureFixt
     assert status == 0
     for word in ("etr", "grpo_wide", "2601.03723", "reconstructed", "verified"):
         assert word in out
+
+
+def test_list_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "list", "--category", "entropy", "--needs", "full_log_probs")[1]
+    assert "lp_reg" in out and "siren" in out and "entropy_bonus" not in out and "grpo_wide" not in out
+    assert "etr_implicit" in run(capsys, "list", "--paper", "2601.03723")[1]
+    assert "Elastic" in run(capsys, "list", "--systems")[1] and "offline RL" in run(capsys, "list", "--systems")[1]
+    status, _, error = run(capsys, "list", "--needs", "entrpy")
+    assert status == 1 and "unknown input 'entrpy'; did you mean 'entropy'?" in error
+    status, _, error = run(capsys, "list", "--paper", "no such paper")
+    assert status == 1 and "no objective is like that; drop one of --category, --needs, --paper" in error
+
+
+def test_show_draws_a_card(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "Wrote" in run(capsys, "show", "clip_cov", "--png", str(tmp_path / "card.png"))[1]
+    assert (tmp_path / "card.png").stat().st_size > 10_000
+    status, _, error = run(capsys, "show", "grpo", "--png", str(tmp_path / "missing" / "card.png"))
+    assert status == 1 and "card.png" in error
+
+
+def test_all_objectives_in_one_table(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etr, "list_objectives", lambda: ["etr", "ghpo", "grpo"])
+    words = ("--all", "--seeds", "4", "--iterations", "3", "--no-cache", "--out", str(tmp_path / "all.json"))
+    out = run(capsys, "compare", *words)[1]
+    assert "All objectives" in out and "needs" in out
+    rows = json.loads((tmp_path / "all.json").read_text())["rows"]
+    assert len(rows) == 3 * 2 * 3 and {row["recipe"] for row in rows} == {"etr", "ghpo", "grpo"}
 
 
 def test_show_prints_equation_fields_and_reduction(capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,7 +164,8 @@ def test_files_and_functions_are_small(module: str) -> None:
     """At most 200 lines to a file (trainers 350) and 40 to a function, its docstring not counted."""
     path = FILES[module]
     text = path.read_text(encoding="utf-8")
-    lines, most = len(text.splitlines()), MOST_LINES.get(path.relative_to(HOUSE).as_posix(), 200)
+    usual = 120 if path.parent.name == "objectives" else 200
+    lines, most = len(text.splitlines()), MOST_LINES.get(path.relative_to(HOUSE).as_posix(), usual)
     assert lines <= most, f"{path.name} has {lines} lines; split it at {most}"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

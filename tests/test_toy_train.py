@@ -220,10 +220,11 @@ def test_shares_and_widths_are_in_range(name: str) -> None:
     dead = history.curves["group/homogeneous_frac"]
     assert (dead > 0).all() and (dead < 1).all()
     assert (history.curves["kl_new_to_old"] > 0).all()
-    if name in ("reinforce", "cispo"):
-        assert history.curves["region/zero_grad_frac"].eq(0).all()  # they never drop a token
-    else:
-        assert (history.curves["region/zero_grad_frac"][:, -1] > 0).all()
+    dropped = history.curves["region/zero_grad_frac"]
+    if name in ("reinforce", "cispo", "gpg", "sapo", "r2vpo", "spo_simple"):
+        assert dropped.eq(0).all()  # they never drop a token
+    elif name in ("ppo", "grpo", "dr_grpo", "dapo", "gspo", "grpo_wide", "two_sided", "luspo") or name.startswith("etr"):
+        assert (dropped[:, -1] > 0).all()  # the others may, at these settings
 
 
 def test_widths_by_success_rate_of_a_run() -> None:

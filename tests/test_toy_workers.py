@@ -26,12 +26,12 @@ SHORT = ToyConfig(iterations=4, group_size=8, seeds=3)
 
 
 @dataclass(frozen=True)
-class NeedsTurns(GRPO):
+class NeedsHints(GRPO):
     """Which a bandit does not have."""
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"turns"})
+        return frozenset({"hints"})
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def test_an_error_of_a_late_recipe_ends_an_early_one(two_cores: None) -> None:
         time.sleep(0.01)  # the other one fails meanwhile
 
     long = dataclasses.replace(SHORT, iterations=200)
-    with pytest.raises(InputError, match="turns"):
-        recipes = [load_recipe("grpo"), Recipe("needy", NeedsTurns())]
+    with pytest.raises(InputError, match="right answers"):
+        recipes = [load_recipe("grpo"), Recipe("needy", NeedsHints())]
         train_together(recipes, make_model("bandit"), long, progress)
     assert len(steps) < 200 and not multiprocessing.active_children()
 

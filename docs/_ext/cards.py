@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 import parity
+from library import library
 
 import etr
 from etr import laws
@@ -190,6 +191,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "systems": systems,
     "metrics": metrics,
     "measures": measures,
+    "library": lambda: table(*library()),
     "deviations": lambda: table(*parity.deviations()),
     "missing": lambda: table(*parity.missing()),
     "compared": lambda: table(*parity.compared()),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from etr.batch import Batch
 from etr.groups import group_stats
-from etr.loss import policy_loss
+from etr.loss import policy_loss, prepared
 from etr.objective import Objective
 
 Law = Callable[[Objective], None]
@@ -75,12 +75,6 @@ def _extras(rng: torch.Generator, rows: tuple[int, ...], tokens: tuple[int, ...]
         "clusters": torch.randint(0, 3, rows, generator=rng),
         "components": torch.randint(0, 2, (*rows, 2), generator=rng).double(),
     }
-
-
-def prepared(objective: Objective, batch: Batch) -> Batch:
-    """The whole batch as the loss sees it: with the objective's own statistics and shaped advantages."""
-    state = objective.init_state(batch.log_probs.shape[:-2], batch.log_probs.device)
-    return objective.prepare(batch, state)[0]
 
 
 def loss_and_gradient(objective: Objective, batch: Batch, denominator: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ from etr.llm.rollout import EngineError, Rollout, texts
 from etr.loss import check_batch
 from etr.objective import State
 from etr.recipe import Recipe
-from etr.update import add_gradients, split
+from etr.update import add_gradients, check_parts, split
 
 SUPPLIES = (
     *("group", "rewards", "group_ids", "binary_rewards", "components", "tokens", "clusters", "turns"),
@@ -243,7 +243,10 @@ class Trainer:
         else:
             budget = self.config.micro_batch_tokens
             parts = self.policy.micro_batches(rollout.rows(slice(start, stop)), self.config.group_size, budget)
-        return [slice(start + part.start, start + part.stop) for part in parts]
+        own_parts = [slice(start + part.start, start + part.stop) for part in parts]
+        shared = own_parts * self.world.size  # each process has parts of its own
+        check_parts(self.recipe.objective, shared, self.config.group_size)
+        return own_parts
 
 
 def report(collected: Collected, batch: Batch, sums: dict[str, Mean]) -> dict[str, float]:

@@ -40,6 +40,7 @@ class ADPO(Objective):
 
     paper: ClassVar[Paper] = Paper("Anchored Direct Preference Optimization", "2510.18913", "reconstructed")
 
+    undivided = "group"
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tau <= 0:

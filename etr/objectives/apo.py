@@ -22,7 +22,7 @@ from torch import Tensor
 from etr.batch import Batch
 from etr.errors import FieldError
 from etr.groups import Groups
-from etr.objective import Paper, Reduction, State
+from etr.objective import Category, Paper, Reduction, State
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
@@ -39,6 +39,7 @@ class APO(Shaping, GRPO):
     sharpness: float = math.e
 
     paper: ClassVar[Paper] = Paper("View-R1 (Asymmetric Policy Optimization)", "2506.21655", "verified")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"stretch": 0.0, "dads": False})
     examples = ({"beta": 0.0}, {"beta": 0.1, "stretch": 0.1})
 

@@ -24,7 +24,7 @@ from etr import difficulty, masked
 from etr.batch import Batch
 from etr.checks import check_range
 from etr.groups import Groups
-from etr.objective import Paper, Reduction, State
+from etr.objective import Category, Paper, Reduction, State
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.regularizers import kl_policy_to_ref
@@ -56,6 +56,7 @@ class ARES(Shaping, GRPO):
     kl_every: int = 100
 
     paper: ClassVar[Paper] = Paper("ARES (Adaptive Entropy Policy Optimization)", "2510.08457", "verified")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"alpha": 0.0, "alpha_rate": 0.0, "beta": 0.0})
     examples = ({"beta": 0.0}, {"threshold": 1.0, "kl_every": 1})
 

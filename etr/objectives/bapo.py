@@ -55,6 +55,7 @@ class BAPO(GRPO):
     count: str = "value"
 
     paper: ClassVar[Paper] = Paper(TITLE, "2510.18927", "verified")
+    undivided = "batch"
     reduces_to: ClassVar[Reduction | None] = Reduction(
         "grpo", {"eps_low": 0.2, "low_least": 0.2, "eps_high": 0.2, "high_most": 0.2}
     )

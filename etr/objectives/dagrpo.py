@@ -23,7 +23,7 @@ from etr import alike
 from etr.batch import Batch
 from etr.errors import FieldError
 from etr.groups import Groups
-from etr.objective import Paper, Reduction
+from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
@@ -47,6 +47,7 @@ class DaGRPO(Shaping, GRPO):
     delta: float = 0.1
 
     paper: ClassVar[Paper] = Paper("DaGRPO", "2512.06337", "reconstructed")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"delta": 0.0})
     examples = ({"delta": 0.5},)
 

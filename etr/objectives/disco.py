@@ -24,7 +24,7 @@ from torch import Tensor
 from etr import advantages
 from etr.errors import FieldError, unknown
 from etr.groups import Groups
-from etr.objective import Paper, Reduction
+from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 
@@ -49,6 +49,7 @@ class DISCO(GRPO):
     delta: float = 1e-5
 
     paper: ClassVar[Paper] = Paper("DISCO Balances the Scales", "2505.15074", "verified")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("dr_grpo", {"kind": "none"})
     examples = ({"kind": "log"},)
 

@@ -23,7 +23,7 @@ from etr import turns
 from etr.batch import Batch
 from etr.errors import FieldError
 from etr.groups import Groups
-from etr.objective import Paper, Reduction
+from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
@@ -38,6 +38,7 @@ class EAPO(Shaping, GRPO):
     per_round: bool = True
 
     paper: ClassVar[Paper] = Paper("IterResearch (EAPO)", "2511.07327", "third-party")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"gamma": 1.0, "per_round": False})
     examples = ({"gamma": 0.5},)
 

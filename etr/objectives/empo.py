@@ -24,7 +24,7 @@ from etr import alike
 from etr.batch import Batch
 from etr.errors import FieldError
 from etr.groups import Groups
-from etr.objective import Paper
+from etr.objective import Category, Paper
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
@@ -41,6 +41,7 @@ class EMPO(Shaping, GRPO):
     entropy_high: float = 1.0
 
     paper: ClassVar[Paper] = Paper("Right Question is Already Half the Answer (EMPO)", "2504.05812", "verified")
+    category: ClassVar[Category] = "advantage"
     reduces_to = None
     examples = ({"beta": 0.1}, {"entropy_low": 0.1, "entropy_high": 0.9})
 

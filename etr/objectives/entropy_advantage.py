@@ -19,7 +19,7 @@ from torch import Tensor
 
 from etr.batch import Batch
 from etr.errors import FieldError
-from etr.objective import Paper, Reduction
+from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
@@ -34,6 +34,7 @@ class EntropyAdvantage(Shaping, GRPO):
     kappa: float = 2.0
 
     paper: ClassVar[Paper] = Paper("Reasoning with Exploration: An Entropy Perspective", "2506.14758", "third-party")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"alpha": 0.0})
     examples = ({"alpha": 0.1},)
 

@@ -99,5 +99,5 @@ class FlexibleEntropy(GRPO):
         likely = batch.old_log_probs.exp()
         upper, lower = (batch.columns[name].unsqueeze(-1).to(log_ratio.dtype) for name in self.columns)
         high = (1 + self.eps_high + upper * (self.height - self.eps_high)) / (1 + upper * self.slope * likely)
-        low = (1 - self.eps_low - lower * (self.height - self.eps_low)) / (1 + lower * self.slope * likely)
+        low = (1 - self.eps_low - lower * (self.height - self.eps_low)) / (1 - lower * self.slope * likely)
         return Region(low.clamp(max=1.0), high.clamp(min=1.0))

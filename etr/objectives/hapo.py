@@ -26,7 +26,7 @@ from torch import Tensor
 from etr import checks, masked, regions, surrogates
 from etr.batch import Batch, Region
 from etr.groups import Groups
-from etr.objective import Paper, Reduction, State
+from etr.objective import Category, Paper, Reduction, State
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
@@ -48,6 +48,7 @@ class HAPO(Shaping, GRPO):
     literal_scores: bool = False
 
     paper: ClassVar[Paper] = Paper("From Uniform to Heterogeneous (HAPO)", "2509.16591", "verified")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction(
         "grpo", {"clip_gain": 0.0, "advantage_gain": 0.0, "token_average": False}
     )

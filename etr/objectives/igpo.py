@@ -25,7 +25,7 @@ from etr import turns
 from etr.batch import Batch
 from etr.checks import check_choice, check_range
 from etr.groups import Groups
-from etr.objective import Paper, Reduction
+from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
@@ -43,6 +43,7 @@ class IGPO(Shaping, GRPO):
     gain: float = 1.0
 
     paper: ClassVar[Paper] = Paper("Information Gain-based Policy Optimization", "2510.14967", "verified")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"kind": "first", "gamma": 1.0, "gain": 0.0})
     examples = ({"kind": "first", "gamma": 0.5},)
 

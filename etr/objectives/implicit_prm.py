@@ -24,7 +24,7 @@ from etr import turns
 from etr.batch import Batch
 from etr.checks import check_range
 from etr.groups import Groups
-from etr.objective import Paper, Reduction
+from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
@@ -52,6 +52,7 @@ class ImplicitPRM(Shaping, GRPO):
     share: float = 1.0
 
     paper: ClassVar[Paper] = Paper("Free Process Rewards without Process Labels", "2412.01981", "reconstructed")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"share": 0.0})
     examples = ({"prm_beta": 0.5, "share": 0.5},)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from etr import alike
 from etr.batch import Batch
 from etr.checks import check_range
-from etr.objective import Paper, Reduction, State
+from etr.objective import Category, Paper, Reduction, State
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
@@ -56,6 +56,7 @@ class MAESTRO(Shaping, GRPO):
     meta_entropy: float = 0.01
 
     paper: ClassVar[Paper] = Paper("MAESTRO", "2601.07208", "third-party")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"focus": 0.0})
     examples = ({"focus": 1.0},)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from etr import advantages
 from etr.errors import FieldError
 from etr.groups import Groups
-from etr.objective import Paper, Reduction
+from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 
@@ -38,6 +38,7 @@ class MaxRL(GRPO):
     power: float = 1.0
 
     paper: ClassVar[Paper] = Paper("Maximum Likelihood Reinforcement Learning", "2602.02710", "third-party")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("dr_grpo", {"power": 0.0})
     examples = ({"power": 0.5},)
 

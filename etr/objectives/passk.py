@@ -23,7 +23,7 @@ from torch import Tensor
 from etr import alike
 from etr.errors import FieldError, unknown
 from etr.groups import Groups
-from etr.objective import Paper, Reduction
+from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 
@@ -50,6 +50,7 @@ class PassK(GRPO):
     eps: float = 1e-6
 
     paper: ClassVar[Paper] = Paper("Pass@k Training for Adaptively Balancing Exploration", "2508.10751", "verified")
+    category: ClassVar[Category] = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"k": 1, "kind": "subsets"})
     examples = ({"k": 3}, {"kind": "best"}, {"kind": "best", "scale": True})
 

@@ -37,6 +37,7 @@ class REAL(Objective):
 
     paper: ClassVar[Paper] = Paper("Rewards as Labels", "2602.05630", "third-party")
 
+    undivided = "group"
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tau <= 0:

@@ -22,7 +22,7 @@ from torch import Tensor
 from etr import alike
 from etr.batch import Batch
 from etr.errors import FieldError, unknown
-from etr.objective import Paper
+from etr.objective import Category, Paper
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
@@ -47,6 +47,7 @@ class SPOMinimax(Shaping, GRPO):
     kind: str = "rewards"
 
     paper: ClassVar[Paper] = Paper("A Minimaximalist Approach to RLHF (SPO)", "2401.04056", "reconstructed")
+    category: ClassVar[Category] = "advantage"
     reduces_to = None
     examples = ({"kind": "components"},)
 

@@ -20,7 +20,7 @@ from etr.toy.policies import make_policy
 from etr.toy.recorder import History, Recorder
 from etr.toy.rollout import Scorer, Steps, rollout, streams, supplies
 from etr.toy.update import Updater, new_learner
-from etr.update import split
+from etr.update import check_parts, split
 from toy_envs.model import ExactModel
 
 __all__ = ["History", "ToyConfig", "train"]
@@ -45,6 +45,7 @@ def train(
     objective.require(supplies(model), "the toy trainer in this environment")
     rows, logits = make_policy(config.policy, model)
     parts = split(model.prompts * config.group_size, recipe.optimizer.micro_batches or 1)
+    check_parts(objective, parts, config.group_size)
     updater = Updater(recipe, logits, parts, objective.needs)
     steps, update = Steps(answer, Scorer(recipe)), updater
     if config.compile:
