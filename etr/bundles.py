@@ -9,6 +9,7 @@ from etr import alike, masked
 from etr.groups import Groups
 
 CREDITS = ("sum-mean", "std", "uniform")
+ROUNDING = 1e-6  # of rewards in single precision, summed in any order
 
 
 class Papers:
@@ -16,8 +17,8 @@ class Papers:
 
     Prompts go into bundles in the order of their ids, as evenly as can be, about `size` to a bundle; the number of a
     response in its group is its place in the batch, which is as good as a draw, because responses are.
-    scores: Σ R of each response's paper, `[*R, B]`; mates: True where two responses are in one paper, `[*R, B, B]`;
-    counted: at (i, j), is response j the one that stands for its paper, and that paper in the bundle of i?
+    scores: Σ R of each response's paper in double precision, `[*R, B]`; mates: True where two responses are in one
+    paper, `[*R, B, B]`; counted: at (i, j), does response j stand for its paper, and is that in the bundle of i?
     """
 
     def __init__(self, rewards: Tensor, group_ids: Tensor, size: int) -> None:
@@ -29,9 +30,10 @@ class Papers:
         prompt = alike.total(ids.unsqueeze(-1) > ids.unsqueeze(-2), share).round().long()
         prompts = share.sum(-1, keepdim=True).round().long()
         bundle = prompt * (prompts // size).clamp(min=1) // prompts
-        self.groups, self.rewards = Groups(rewards, ids), rewards
+        self.rewards = rewards.double()
+        self.groups = Groups(self.rewards, ids)
         self.mates = alike.same(bundle, number)
-        self.scores = self.sum(rewards)
+        self.scores = self.sum(self.rewards)
         first = ~(self.mates & (prompt.unsqueeze(-1) > prompt.unsqueeze(-2))).any(-1)
         self.first = first  # one response for each paper
         self.counted = alike.same(bundle) & first.unsqueeze(-2)
@@ -45,11 +47,12 @@ class Papers:
         return (hit & self.first).sum(-1, keepdim=True).double() / self.first.sum(-1, keepdim=True)
 
     def std(self) -> Tensor:
-        """Sample standard deviation of the scores of a response's bundle; 0 where they are equal."""
+        """Sample standard deviation of the scores of a response's bundle; 0 where they are equal but for rounding."""
         count = self.counted.sum(-1).clamp(min=2).to(self.scores.dtype)
         mean = alike.total(self.counted, self.scores) / self.counted.sum(-1)
         far = torch.where(self.counted, self.scores.unsqueeze(-2) - mean.unsqueeze(-1), 0.0)
-        return (far.square().sum(-1) / (count - 1)).sqrt()
+        spread = (far.square().sum(-1) / (count - 1)).sqrt()
+        return torch.where(spread > ROUNDING * (1 + mean.abs()), spread, 0.0)
 
     def quantile(self, level: float) -> Tensor:
         """The quantile of the scores of a response's bundle, interpolated linearly."""

@@ -8,10 +8,29 @@ from torch import Tensor
 from etr import masked
 from etr.batch import Batch
 
+LEAST_LOG_PROB = -100.0
+
 
 def taken(full_log_probs: Tensor, tokens: Tensor) -> Tensor:
     """Log-probs of the sampled tokens, `[*R, B, T]`."""
     return full_log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def table(batch: Batch) -> Tensor:
+    """log π_old of the whole vocabulary, `[*R, B, T, V]`: the table of the batch that `prepare` gets, for a column."""
+    full = batch.clean().full_log_probs
+    assert full is not None  # in the objective's `needs`
+    return full.detach()  # the old policy is a constant of the update
+
+
+def new_and_old(batch: Batch, column: str) -> tuple[Tensor, Tensor]:
+    """log π of the moment and log π_old from `table`'s column; probabilities below e⁻¹⁰⁰ count as e⁻¹⁰⁰.
+
+    A token that a policy cannot take has log π = −∞, and 0·∞ would be no number.
+    """
+    assert batch.full_log_probs is not None  # in the objective's `needs`
+    new, old = batch.full_log_probs, batch.columns[column].to(batch.full_log_probs.dtype)
+    return new.clamp(min=LEAST_LOG_PROB), old.clamp(min=LEAST_LOG_PROB)
 
 
 def tempered(full_log_probs: Tensor, temperature: Tensor) -> Tensor:

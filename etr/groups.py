@@ -77,6 +77,18 @@ def found(bad: Tensor) -> bool:
     return not torch.compiler.is_compiling() and bool(bad.any())
 
 
+def unit_rewards(rewards: Tensor, why: str) -> Tensor:
+    """The rewards, for those who read them as success rates: `why` begins the refusal of any outside [0, 1]."""
+    bad = ~((rewards >= 0) & (rewards <= 1))  # also true for NaN
+    if found(bad):
+        where = bad.nonzero()[0].tolist()
+        value = rewards[tuple(where)].item()
+        raise InputError(
+            f"{why}, but the reward at index {where} is {value:g}, outside [0, 1]; map the rewards to [0, 1]"
+        )
+    return rewards
+
+
 class Groups:
     """Sums over groups for rewards `[*R, B]`, read back at each member's own place."""
 
@@ -112,9 +124,19 @@ class Groups:
             blocks: Tensor = values.unflatten(-1, (-1, self.regular))
             same: Tensor = (blocks == blocks[..., :1]).all(-1, keepdim=True)
             return same.expand(blocks.shape).flatten(-2)
-        low = torch.full_like(values, torch.inf).scatter_reduce_(-1, self.ids, values, "amin")
-        high = torch.full_like(values, -torch.inf).scatter_reduce_(-1, self.ids, values, "amax")
-        return low.gather(-1, self.ids) == high.gather(-1, self.ids)
+        return self.least(values) == self.largest(values)
+
+    def least(self, values: Tensor) -> Tensor:
+        """The smallest value of the group."""
+        if self.regular:
+            blocks: Tensor = values.unflatten(-1, (-1, self.regular))
+            return blocks.amin(-1, keepdim=True).expand(blocks.shape).flatten(-2)
+        lowest = torch.full_like(values, torch.inf).scatter_reduce_(-1, self.ids, values, "amin")
+        return lowest.gather(-1, self.ids)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest value of the group."""
+        return -self.least(-values)
 
 
 def _regular(group_ids: Tensor) -> int:

@@ -21,7 +21,7 @@ def fixed(eps_low: float, eps_high: float, like: Tensor) -> Region:
     >>> fixed(0.25, 0.5, torch.zeros(2, 3))
     Region(low=tensor(0.7500), high=tensor(1.5000))
     """
-    return interval(_number(eps_low, like), _number(eps_high, like))
+    return interval(number(eps_low, like), number(eps_high, like))
 
 
 def unbounded(like: Tensor) -> Region:
@@ -31,10 +31,11 @@ def unbounded(like: Tensor) -> Region:
 
 def elastic(scale: Tensor, eps_low: float, eps_high: float, eps_min: float, eps_max: float) -> Region:
     """ε_i = clamp(ε·scale_i, ε_min, ε_max) for each bound; scale carries no gradient."""
-    least, most = _number(eps_min, scale), _number(eps_max, scale)
-    low, high = ((_number(eps, scale) * scale).clamp(least, most) for eps in (eps_low, eps_high))
+    least, most = number(eps_min, scale), number(eps_max, scale)
+    low, high = ((number(eps, scale) * scale).clamp(least, most) for eps in (eps_low, eps_high))
     return interval(low, high)
 
 
-def _number(value: float | Tensor, like: Tensor) -> Tensor:
+def number(value: float | Tensor, like: Tensor) -> Tensor:
+    """A field as a tensor of full precision: `torch.where` of two plain numbers is in single precision."""
     return torch.as_tensor(value, dtype=like.dtype, device=like.device)

@@ -14,8 +14,6 @@ from etr.groups import Groups
 from etr.objective import Category, State
 from etr.shaping import Mixin
 
-NOTHING = 1e-9  # a standard deviation below it is the rounding of equal numbers
-
 
 class Sampling(Mixin):
     """A mixin: an objective with `start` (`etr.samplers`). By its needs, trainers that cannot sample so refuse it."""
@@ -85,13 +83,21 @@ def given(batch: Batch) -> Tensor:
     return torch.zeros_like(batch.response_mask[..., 0], dtype=torch.int64) if known is None else known
 
 
-def zscore_among(rewards: Tensor, group_ids: Tensor, among: Tensor) -> Tensor:
-    """Group z-scores `[*R, B]` of the answers in `among` (bool) against each other; 0 elsewhere, and for one alone."""
+def center_among(rewards: Tensor, group_ids: Tensor, among: Tensor) -> Tensor:
+    """R − mean `[*R, B]` over the answers of a group in `among` (bool); 0 elsewhere, and exactly 0 if all are equal."""
     groups = Groups(rewards, group_ids)
     count = groups.sum(among.to(rewards.dtype)).clamp(min=1)
-    centred = torch.where(among, rewards - groups.sum(torch.where(among, rewards, 0.0)) / count, 0.0)
+    low, high = (torch.where(among, rewards, bound) for bound in (torch.inf, -torch.inf))
+    centred = rewards - groups.sum(torch.where(among, rewards, 0.0)) / count
+    return torch.where(among & (groups.least(low) < groups.largest(high)), centred, 0.0)
+
+
+def zscore_among(rewards: Tensor, group_ids: Tensor, among: Tensor) -> Tensor:
+    """Group z-scores `[*R, B]` of the answers in `among` (bool) against each other; 0 elsewhere, and for one alone."""
+    groups, centred = Groups(rewards, group_ids), center_among(rewards, group_ids, among)
+    count = groups.sum(among.to(rewards.dtype)).clamp(min=1)
     std = (groups.sum(centred.square()) / count).sqrt()
-    return torch.where(std > NOTHING, centred / std.clamp(min=NOTHING), 0.0)
+    return torch.where(std > 0, centred / torch.where(std > 0, std, 1.0), 0.0)
 
 
 def share_of(size: int, share: float) -> int:

@@ -107,7 +107,7 @@ POPE | 2601.18779 | d | pope
 DR-RPO | 2025-10 | f | - theory of robust MDPs
 Data-centric trustworthy ML | 2023-07 | f | - a survey
 Agnostic RL | 2025-06 | f | - a thesis on theory
-ADORA | 2026-02 | b | adora
+ADORA | 2602.10019 | b | adora
 IGPO, information gain | 2510.14967 | b | igpo
 Actor-Critics, optimal sample efficiency | 2025-05 | f | - theory without a method
 Polychromic objectives | 2509.25424 | b | polychromic
@@ -119,7 +119,7 @@ ADPO, Anchored DPO | 2025-10 | a | adpo
 A2PR | 2024-05 | f | - offline RL without rollouts
 PARL (A-PARL) | 2023-08 | f | - bilevel theory, reward design
 DSDR | 2602.19895 | b | dsdr
-COPO, consistency-aware | 2025-08 | b | copo
+COPO, consistency-aware | 2508.04138 | b | copo
 DSRL | 2025-06 | f | - steers diffusion policies
 SPO, Minimaximalist | 2024-01 | b | spo_minimax
 CAD-RL | 2025-08 | f | - CAD rewards, DAPO's loss

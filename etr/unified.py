@@ -11,7 +11,6 @@ divides by in effect. Where c opposes A, or A = 0 and c is not, no reference pol
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 

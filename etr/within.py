@@ -9,6 +9,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from etr import masked
+from etr.batch import Batch
+
+
+def responses(batch: Batch, log_ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each response, `[*R, B]`: log-ratio and advantage, means over its tokens, and whether it has any tokens.
+
+    Without gradient, for weights and values. Responses without tokens are in no mean, so a loss should not count them.
+    """
+    mask = batch.response_mask
+    columns = (log_ratio.detach(), batch.token_advantages.expand_as(log_ratio))
+    score, advantage = (masked.mean(column, mask, dim=-1).squeeze(-1) for column in columns)
+    return score, advantage, mask.any(-1)
+
+
+def listwise(batch: Batch, coefficient: Tensor, loss: Tensor) -> Tensor:
+    """A per-token objective with the gradient coefficient c, `[*R, B, T or 1]`, and the value −loss `[*R, B]`.
+
+    The loss is a group's, so that its derivative would reach the answers of other rows; each has its own share here.
+    """
+    pull = coefficient * batch.log_probs
+    return pull - pull.detach() - loss.unsqueeze(-1)  # 0 of value: the gradient alone
+
 
 def group_sum(values: Tensor, group_ids: Tensor) -> Tensor:
     """Sum over the response's own group, `[*R, B]`, on each member.

@@ -47,16 +47,16 @@ def test_list_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "etr_implicit" in run(capsys, "list", "--paper", "2601.03723")[1]
     assert "Elastic" in run(capsys, "list", "--systems")[1] and "offline RL" in run(capsys, "list", "--systems")[1]
     status, _, error = run(capsys, "list", "--needs", "entrpy")
-    assert status == 1 and "unknown input 'entrpy'; did you mean 'entropy'?" in error
+    assert status == 2 and "unknown input 'entrpy'; did you mean 'entropy'?" in error
     status, _, error = run(capsys, "list", "--paper", "no such paper")
-    assert status == 1 and "no objective is like that; drop one of --category, --needs, --paper" in error
+    assert status == 2 and "no objective is like that; drop one of --category, --needs, --paper" in error
 
 
 def test_show_draws_a_card(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "Wrote" in run(capsys, "show", "clip_cov", "--png", str(tmp_path / "card.png"))[1]
     assert (tmp_path / "card.png").stat().st_size > 10_000
     status, _, error = run(capsys, "show", "grpo", "--png", str(tmp_path / "missing" / "card.png"))
-    assert status == 1 and "card.png" in error
+    assert status == 2 and "card.png" in error
 
 
 def test_all_objectives_in_one_table(

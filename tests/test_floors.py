@@ -66,6 +66,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a package stands for everything in it 
         "etr.baselines",
         "etr.bundles",
         "etr.sequences",
+        "etr.hashing",
     ),
     0: ("etr.errors", "etr.batch", "etr.outputs", "etr.groups", "etr._version"),
 }

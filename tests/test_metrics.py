@@ -15,7 +15,8 @@ import etr
 from etr import diagnostics
 from etr.batch import Batch, Mean
 from etr.diagnostics import METRICS, clipped, homogeneous, width_by_success_rate
-from etr.laws.base import prepared, random_batch
+from etr.laws import random_batch
+from etr.loss import prepared
 from etr.objectives.grpo import GRPO
 
 # Ratios and advantages of nine tokens under GRPO, range [0.8, 1.2]; the last response has no signal.

@@ -35,7 +35,7 @@ def run(folder: Path, *command: str) -> str:
 
 def test_the_new_part_is_ten_lines() -> None:
     code = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[0]
-    body = code[code.index("@etr.register") :]
+    body = code[code.index("@register") :]
     assert len([line for line in body.splitlines() if line.strip()]) <= 10
 
 

@@ -92,7 +92,7 @@ def losses(config: Any, objective: etr.Objective, fix: Correction | None, case: 
     ).loss
     batch = ours.batch_of(case, leaf) if fix is None else fix.apply(ours.batch_of(case, leaf))
     # Shaped advantages are another matter: here both get the same.
-    batch = batch.with_columns(shaped=torch.ones_like(case["advantages"]))
+    batch = batch.with_columns(**{f"{objective.name}_shaped": torch.ones_like(case["advantages"])})
     whole = objective.denominator(case["response_mask"])
     rows = torch.arange(len(leaf)).chunk(parts)
     loss = torch.stack([etr.policy_loss(objective, batch.rows(part), whole).loss for part in rows]).sum()

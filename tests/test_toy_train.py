@@ -223,7 +223,9 @@ def test_shares_and_widths_are_in_range(name: str) -> None:
     dropped = history.curves["region/zero_grad_frac"]
     if name in ("reinforce", "cispo", "gpg", "sapo", "r2vpo", "spo_simple"):
         assert dropped.eq(0).all()  # they never drop a token
-    elif name in ("ppo", "grpo", "dr_grpo", "dapo", "gspo", "grpo_wide", "two_sided", "luspo") or name.startswith("etr"):
+    elif name in ("ppo", "grpo", "dr_grpo", "dapo", "gspo", "grpo_wide", "two_sided", "luspo") or name.startswith(
+        "etr"
+    ):
         assert (dropped[:, -1] > 0).all()  # the others may, at these settings
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from etr.batch import Batch
 from etr.groups import group_stats
-from etr.loss import policy_loss, prepared
+from etr.loss import policy_loss
 from etr.objective import Objective
 
 Law = Callable[[Objective], None]

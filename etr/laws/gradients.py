@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
-from etr.laws.base import close, holds, law, loss_and_gradient, prepared, random_batch, repeat
-from etr.loss import gradient_coefficient, policy_loss
+from etr.laws.base import close, holds, law, loss_and_gradient, random_batch, repeat
+from etr.loss import gradient_coefficient, policy_loss, prepared
 from etr.objective import Objective
 
 

@@ -4,10 +4,11 @@
 
 kind "llm": wrong answers cut off at `max_length` are left out of the mean; nothing right: `weight`; nothing wrong: 1.
 kind "vlm": nothing right: 1; nothing wrong: `weight`. The two published versions disagree exactly there, where GRPO's
-advantages are 0 anyway.
-Method: ADORA, "Adaptive rollout adaptation" (blog of March 2025, paper of 2026; read in the authors' two repositories,
-one for language and one for vision-language models). weight = 0.1 is theirs, and so is max_length, 4054 or 4094, the
-limit of their generation; None here counts all wrong answers. Right is a reward above 1/2. weight = 1 is GRPO.
+advantages are 0 anyway. Ours: an answer without tokens (masked out) has no length and counts on neither side.
+Paper: "Training Reasoning Models with Dynamic Advantage Estimation on RL" (ADORA, Advantage Dynamics via Online Rollout
+Adaptation), 2602.10019, read in the authors' two repositories, one for language and one for vision-language models.
+weight = 0.1 is theirs, and so is max_length, 4054 or 4094, the limit of their generation; None here counts all wrong
+answers. Right is a reward above 1/2. weight = 1 is GRPO.
 With answers of one length (most toys) every mixed group gets `weight`: a smaller learning rate and nothing else.
 """
 
@@ -40,7 +41,7 @@ class ADORA(Shaping, GRPO):
     weight: float = 0.1
     max_length: int | None = None
 
-    paper: ClassVar[Paper] = Paper("ADORA", "", "verified")
+    paper: ClassVar[Paper] = Paper("ADORA: Dynamic Advantage Estimation on RL", "2602.10019", "verified")
     category = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"weight": 1.0})
     examples = ({"kind": "vlm"}, {"max_length": 5})
@@ -56,8 +57,8 @@ class ADORA(Shaping, GRPO):
 
     def shape(self, batch: Batch) -> Tensor:
         assert batch.rewards is not None and batch.group_ids is not None  # in `needs`
-        right, length = batch.rewards > 0.5, batch.response_mask.sum(-1).to(batch.rewards.dtype)
-        wrong = ~right
+        length = batch.response_mask.sum(-1).to(batch.rewards.dtype)
+        right, wrong = ((batch.rewards > 0.5) & (length > 0)), ((batch.rewards <= 0.5) & (length > 0))
         if self.kind == "llm" and self.max_length is not None:
             wrong = wrong & (length < self.max_length)
         groups = Groups(batch.rewards, batch.group_ids)

@@ -6,7 +6,8 @@ softmax of anchored logits) and others' code. With the anchor π_old and, of the
     L   = −Σ_i q_i·log p_i, averaged over groups,    c_i = G·(q_i − p_i)/τ = A_i + (1 − G·p_i)/τ
 with z the group's z-scores and A_i = (G·q_i − 1)/τ. L is KL(q ‖ p) but for a constant: a regression that stops at p = q
 by itself, so no clip is needed, and that pulls a group without signal (q uniform) back to the anchor. The factor G
-turns the mean over responses into one over groups. τ = 0.8 and reward_temperature = 0.5: others' code, whose
+turns the mean over responses into one over groups. OURS: p, q and G are of the answers that have tokens, so that q sums
+to 1 over what the loss has; z is of all. τ = 0.8 and reward_temperature = 0.5: others' code, whose
 temperature that adapts to entropy and success is not here.
 Not Adaptive or Advantage DPO, which share the acronym.
 """
@@ -20,18 +21,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from etr import advantages, masked, ratios
+from etr import advantages, ratios
 from etr.batch import Batch, Region
-from etr.errors import FieldError
+from etr.checks import check_range
 from etr.groups import Groups
 from etr.objective import Objective, Paper, Scope
 from etr.registry import register
-from etr.within import group_logsumexp, group_sum
+from etr.shaping import Shaping
+from etr.within import group_logsumexp, group_sum, listwise, responses
 
 
 @register("adpo")
 @dataclass(frozen=True)
-class ADPO(Objective):
+class ADPO(Shaping, Objective):
     """L = −Σ_i q_i·log softmax(Σ_t log r/tau)_i of each group, q = softmax(z/reward_temperature)."""
 
     aggregation: str = "seq-mean-token-sum"
@@ -41,16 +43,15 @@ class ADPO(Objective):
     paper: ClassVar[Paper] = Paper("Anchored Direct Preference Optimization", "2510.18913", "reconstructed")
 
     undivided = "group"
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tau <= 0:
-            raise FieldError(f"ADPO.tau is {self.tau:g}; give a number above 0")
-        if self.reward_temperature < 0.1:  # beyond it exp(z/temperature) overflows for groups of 64
-            raise FieldError(f"ADPO.reward_temperature is {self.reward_temperature:g}; give a number of at least 0.1")
+        check_range(self, "tau", 0.0, 1e9, open_low=True)
+        check_range(self, "reward_temperature", 0.1, 1e9)  # below it exp(z/temperature) overflows for groups of 64
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"group_ids"})
+        return frozenset({"rewards", "group_ids"})
 
     @property
     def scope(self) -> Scope:
@@ -66,9 +67,19 @@ class ADPO(Objective):
         }
 
     def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
-        groups = Groups(rewards, group_ids)
-        likes = (advantages.group_zscore(rewards, group_ids) / self.reward_temperature).exp()
-        return (groups.size * likes / groups.sum(likes) - 1) / self.tau
+        return self.counted(rewards, group_ids, torch.ones_like(rewards, dtype=torch.bool))
+
+    def shape(self, batch: Batch) -> Tensor:
+        assert batch.rewards is not None and batch.group_ids is not None  # in `needs`
+        found = self.counted(batch.rewards, batch.group_ids, batch.response_mask.any(-1))
+        return found.to(batch.advantages.dtype)
+
+    def counted(self, rewards: Tensor, group_ids: Tensor, there: Tensor) -> Tensor:
+        """A of the answers that are `there`, bool `[*R, B]`; 0 for the others."""
+        groups, z = Groups(rewards, group_ids), advantages.group_zscore(rewards, group_ids)
+        likes = torch.where(there, (z / self.reward_temperature).exp(), 0.0)
+        total, size = groups.sum(likes), groups.sum(there.to(rewards.dtype))
+        return torch.where(there, (size * likes / torch.where(total > 0, total, 1.0) - 1) / self.tau, 0.0)
 
     def ratio(self, batch: Batch) -> Tensor:
         """log of the whole response's ratio, on each of its tokens."""
@@ -77,12 +88,11 @@ class ADPO(Objective):
 
     def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:
         assert batch.group_ids is not None  # in `needs`
-        mask, ids = batch.response_mask, batch.group_ids
-        score = masked.mean(log_ratio.detach(), mask, dim=-1).squeeze(-1) / self.tau  # weights and value only
-        advantage = masked.mean(batch.token_advantages.expand_as(log_ratio), mask, dim=-1).squeeze(-1)
-        log_p = score - group_logsumexp(score, ids, mask.any(-1))
-        size = group_sum(mask.any(-1).to(score.dtype), ids).clamp(min=1)
+        score, advantage, there = responses(batch, log_ratio)
+        score, ids = score / self.tau, batch.group_ids
+        log_p = score - group_logsumexp(score, ids, there)
+        size = group_sum(there.to(score.dtype), ids).clamp(min=1)
         target = (1 + self.tau * advantage) / size
-        loss = -group_sum(torch.where(mask.any(-1), target * log_p, 0.0), ids) / mask.sum(-1).clamp(min=1)
-        pull = (batch.token_advantages + ((1 - size * log_p.exp()) / self.tau).unsqueeze(-1)) * batch.log_probs
-        return pull - pull.detach() - loss.unsqueeze(-1)  # the loss as value, each answer's own share as gradient
+        loss = -group_sum(torch.where(there, target * log_p, 0.0), ids) / batch.response_mask.sum(-1).clamp(min=1)
+        excess = torch.where(there, (1 - size * log_p.exp()) / self.tau, 0.0)
+        return listwise(batch, batch.token_advantages + excess.unsqueeze(-1), loss)

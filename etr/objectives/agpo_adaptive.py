@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from etr.errors import FieldError
+from etr.checks import check_range
 from etr.groups import Groups
 from etr.objective import Paper, Reduction
 from etr.objectives.grpo import GRPO
@@ -37,8 +37,7 @@ class AGPOAdaptive(GRPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.homogeneous < 0:
-            raise FieldError(f"AGPOAdaptive.homogeneous is {self.homogeneous:g}; give a number of at least 0")
+        check_range(self, "homogeneous", 0.0, 1e9)
 
     def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
         constant = self.homogeneous * torch.sign(rewards - 0.5)

@@ -6,9 +6,11 @@ Paper: "AGPO: Adaptive Group Policy Optimization with Dual Statistical Feedback"
 with σ and skew of the group's rewards and H the policy's entropy, here the group's mean per token. Of all methods in
 this library the nearest relative of ETR's group level, with the opposite sign: more reward variance, less room.
 Defaults are those of the trainer (ε, ε_min, ε_max, α, γ; κ = 0.1 and H_floor = 1e-8 from its configuration); ζ = 0:
-its number was not found, and the trainer measures no skew by default. OURS: KL_step is the response's own
-mean_t(r − 1 − log r) under the current policy instead of a running mean over groups, and s_i is GSPO's geometric mean
-instead of the plain product (the same for one token). β = 0: in the released code the reference term has no gradient.
+its number was not found, and the trainer measures no skew by default. The formula of ε and its defaults are the
+trainer's, what goes into it is not, so the evidence is third-party. OURS: KL_step is the response's own
+mean_t(r − 1 − log r) under the current policy instead of a running mean over groups; s_i is GSPO's geometric mean
+instead of the plain product (the same for one token); H is the group's mean instead of a probe's; the mean over
+responses and z-scores are GSPO's here. β = 0: in the released code the reference term has no gradient.
 Not here: the second feedback, a sampling temperature set by a probe group, belongs to the sampler.
 Not `agpo_adaptive` (2503.15952), which shares the acronym only.
 """
@@ -22,9 +24,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from etr import masked, ratios, regions
+from etr import checks, masked, ratios, regions
 from etr.batch import Batch, Region
-from etr.errors import FieldError
 from etr.groups import Groups
 from etr.objective import Paper, Reduction, Scope, State
 from etr.objectives.gspo import GSPO
@@ -46,7 +47,7 @@ class AGPOFeedback(GSPO):
     drift: float = 0.5
     skew: float = 0.0
 
-    paper: ClassVar[Paper] = Paper("AGPO with Dual Statistical Feedback", "2605.20722", "verified")
+    paper: ClassVar[Paper] = Paper("AGPO with Dual Statistical Feedback", "2605.20722", "third-party")
     reduces_to: ClassVar[Reduction | None] = Reduction(
         "gspo", {"entropy_gain": 0.0, "spread": 0.0, "drift": 0.0, "skew": 0.0}
     )
@@ -54,9 +55,7 @@ class AGPOFeedback(GSPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("entropy_gain", "entropy_floor", "spread", "drift", "skew"):
-            if (value := getattr(self, name)) < 0:
-                raise FieldError(f"AGPOFeedback.{name} is {value:g}; give a number of at least 0")
+        checks.check_ranges(self, 0.0, 1e9, "entropy_gain", "entropy_floor", "spread", "drift", "skew")
 
     @property
     def needs(self) -> frozenset[str]:

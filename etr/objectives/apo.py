@@ -71,7 +71,8 @@ class APO(Shaping, GRPO):
         assert batch.rewards is not None and batch.group_ids is not None  # in `needs`
         right, length = batch.rewards > 0.5, batch.response_mask.sum(-1).to(batch.rewards.dtype)
         groups = Groups(batch.rewards, batch.group_ids)
-        count = groups.sum(right.to(batch.rewards.dtype))
+        right_length = right & (length > 0)  # a masked-out answer has no length
+        count = groups.sum(right_length.to(batch.rewards.dtype))
         usual = groups.sum(torch.where(right, length, 0.0)) / count.clamp(min=1)
         longer = torch.where(~right & (count > 0), length - usual, 0.0).clamp(min=0)
         factor = 1 - torch.expm1(-longer * math.log1p(self.stretch))

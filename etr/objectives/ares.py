@@ -7,9 +7,9 @@
     α ← clip(α ± 0.05·(mean n − n*), 0, 2), + easy and medium, − hard;   ln β ← ln β + 0.05·clip(e, ±0.2) every 100
 
 Paper: Chen et al., "ARES", 2510.08457; e is a moving average of KL/target − 1; α, n*, e and β are kept by difficulty.
-Constants are the authors' code's. Ours: any token may trigger (theirs: some words); the threshold is the batch's
-`percentile` unless given (theirs: of validation samples); n* is a moving mean, against a batch's own α would not move;
-the KL is k3 of π_old; β's start. Its AEPO is neither 2510.08141's (arbitrary entropy) nor 2510.14545's (agentic).
+Constants are the authors' code's. Ours: any token may trigger (theirs: some words); the threshold is a batch's own
+`percentile` .95 (theirs: of validation samples); n* is a moving mean (`keep` .9), as α would not move against a batch's
+own; the KL is k3 of π_old; β's start. Not AEPO of 2510.08141 (arbitrary entropy) or 2510.14545 (agentic).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from etr import difficulty, masked
 from etr.batch import Batch
-from etr.checks import check_range
+from etr.checks import check_range, check_ranges
 from etr.groups import Groups
 from etr.objective import Category, Paper, Reduction, State
 from etr.objectives.grpo import GRPO
@@ -64,8 +64,7 @@ class ARES(Shaping, GRPO):
         super().__post_init__()
         for name in ("window", "kl_every", "kl_target"):
             check_range(self, name, 0, 10**9, open_low=True)
-        for name in ("percentile", "easy", "medium", "keep", "kl_keep"):
-            check_range(self, name, 0, 1)
+        check_ranges(self, 0, 1, "percentile", "easy", "medium", "keep", "kl_keep")
 
     @property
     def needs(self) -> frozenset[str]:

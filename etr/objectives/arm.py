@@ -55,7 +55,9 @@ class ARM(Shaping, DAPO):
         assert batch.rewards is not None and batch.group_ids is not None  # in `needs`
         groups = Groups(batch.rewards, batch.group_ids)
         sure = confidence(batch.old_log_probs, batch.response_mask, self.share).to(batch.rewards.dtype)
-        usual = groups.mean(sure) if self.prompt_confidence is None else self.prompt_confidence
+        rows = batch.response_mask.any(-1).to(sure.dtype)  # a masked-out answer has no confidence
+        mean = groups.sum(sure * rows) / groups.sum(rows).clamp(min=1)
+        usual = mean if self.prompt_confidence is None else self.prompt_confidence
         shift = torch.where(groups.homogeneous(batch.rewards), 0.0, self.alpha * (usual - sure))
         return (batch.token_advantages + shift.unsqueeze(-1)).expand_as(batch.log_probs)
 

@@ -13,7 +13,8 @@ c_low goes to its end at once. "gradient" (OURS) counts the tokens that still ha
 then both moves raise P/Q, as the paper argues.
 The search is in `region`: it asks for the current ratios, which are all 1 before the first update and unknown to
 whatever carries over from the last batch. So it is made anew at each of the K updates on a batch, from the tokens it
-gets: in micro-batches each has bounds of its own, as in the authors' code. Use one micro-batch for the exact rule.
+gets. P and Q have to be those of the whole batch, as the authors' are (summed over all ranks): `undivided` = "batch"
+makes trainers refuse micro-batches.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class BAPO(GRPO):
     @property
     def exceptions(self) -> Mapping[str, str]:
         fixed = self.low_least >= self.eps_low and self.high_most <= self.eps_high
-        split = {} if fixed else {"splitting_is_exact": "each micro-batch searches the bounds for its own tokens"}
+        split = {} if fixed else {"splitting_is_exact": "a part of the batch would find bounds for its own tokens"}
         return {**super().exceptions, **split}
 
     def region(self, batch: Batch, log_ratio: Tensor) -> Region:

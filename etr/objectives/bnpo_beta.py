@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from etr import advantages
-from etr.errors import InputError
-from etr.groups import Groups, found
+from etr.groups import Groups, unit_rewards
 from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
@@ -47,11 +46,7 @@ class BNPOBeta(GRPO):
     examples = ({"dual_clip": None},)
 
     def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
-        if found(~((rewards >= 0) & (rewards <= 1))):
-            raise InputError(
-                "bnpo_beta fits success rates, but a reward lies outside [0, 1]; map the rewards to [0, 1]"
-            )
-        centred = advantages.group_center(rewards, group_ids)
+        centred = advantages.group_center(unit_rewards(rewards, "bnpo_beta fits success rates"), group_ids)
         rate = Groups(rewards, group_ids).mean(rewards).double()
         alpha, beta = fitted(rate, Groups(rewards, group_ids).size.double())
         return centred * (-log_density(rate, alpha, beta)).exp().clamp(max=MOST).to(centred.dtype)

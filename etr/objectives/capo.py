@@ -9,7 +9,7 @@ One step η·G of the output layer moves the logits of token t by η·u, u = G·
 Paper: Melo, Abate, Gal, "Stabilizing Policy Gradients for Sample-Efficient Reinforcement Learning in LLM Reasoning",
 2510.00819. Defaults τ_F = 1e-4 (`fisher_limit`), τ_H = 0.01 (`objective_limit`) are the authors' script (for
 Dr. GRPO 1e-3 and 5e-4, for REINFORCE 1e-5 and 0.1); distributions are cut at the likeliest tokens, as theirs.
-OUR derivation: in a tabular softmax h is one-hot in the state, so hᵀh' is 1 for tokens behind the same prefix of the
+m_H and m_F are the paper's, u is OURS, so the evidence is third-party: in a tabular softmax h is one-hot in the state, so hᵀh' is 1 for tokens behind the same prefix of the
 same prompt and 0 otherwise, and u = Σ A'·v'/N over the batch's tokens in the same state, in closed form. Exact for
 tables with no more tokens than `top_log_probs` has. An LLM's h overlap between prefixes: there this keeps only the part
 of G that comes from the same prefix, an approximation. G is the plain gradient (mean over N tokens); a step of Adam is
@@ -28,12 +28,11 @@ from torch import Tensor
 
 from etr import checks, selection
 from etr.batch import Batch
+from etr.hashing import PRIME, congruential
 from etr.objective import Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
-
-PRIME = 2**31 - 1  # products of two numbers below it fit into 64 bits
 
 
 @register("capo")
@@ -46,7 +45,7 @@ class CAPO(Shaping, GRPO):
     objective_limit: float = 0.01
     symmetric: bool = True
 
-    paper: ClassVar[Paper] = Paper("Stabilizing Policy Gradients in LLM Reasoning (CAPO)", "2510.00819", "verified")
+    paper: ClassVar[Paper] = Paper("Stabilizing Policy Gradients in LLM Reasoning (CAPO)", "2510.00819", "third-party")
     reduces_to: ClassVar[Reduction | None] = Reduction(
         "grpo", {"fisher_limit": 1e9, "objective_limit": 1e9, "symmetric": True}
     )
@@ -89,8 +88,8 @@ def states(tokens: Tensor, group_ids: Tensor, mask: Tensor) -> Tensor:
     two, found = one, []
     for token, kept in zip(tokens.long().unbind(-1), mask.unbind(-1), strict=True):
         found.append(one * PRIME + two)
-        one = torch.where(kept, (one.remainder(PRIME) * 48271 + token + 1) % PRIME, one)
-        two = torch.where(kept, (two.remainder(PRIME) * 16807 + token + 11) % PRIME, two)
+        one = torch.where(kept, congruential(one, 48271, token + 1), one)
+        two = torch.where(kept, congruential(two, 16807, token + 11), two)
     return torch.stack(found, -1)
 
 

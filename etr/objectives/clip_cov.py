@@ -9,7 +9,9 @@ step changes the entropy by minus the covariance of log π and advantage. Defaul
 ε = 1 on both sides and dual clip 10 (the authors' 7B script, so that PPO's clip hardly acts).
 OUR choices: the covariance is taken once, at the start of the update, where no ratio is clipped (the released code
 takes it at every update and leaves out tokens that PPO clips); "at random" is a hash of the response's old log-probs
-and the place in it, so that the choice depends on nothing but data.
+and the place in it, so that the choice depends on nothing but data. Tokens that it cannot tell apart, as the same
+answers of a bandit, share what is to be taken from them: of m such tokens k lose their gradient in that each keeps the
+share 1 − k/m of it, the mean over all choices.
 Differs from GRPO: the chosen tokens, and token-mean.
 """
 
@@ -23,12 +25,11 @@ from torch import Tensor
 
 from etr import checks, masked
 from etr.batch import Batch
+from etr.hashing import PRIME, mixed
 from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 from etr.shaping import Shaping
-
-PRIME = 2**31 - 1  # products of two numbers below it fit into 64 bits
 
 
 @register("clip_cov")
@@ -56,8 +57,8 @@ class ClipCov(Shaping, GRPO):
     def shape(self, batch: Batch) -> Tensor:
         mask, cov = batch.response_mask, covariance(batch)
         likely = mask & (cov > self.cov_low) & (cov < self.cov_high)
-        chosen = masked.top(lottery(batch), likely, at_least_one(mask, self.share))
-        return torch.where(chosen, 0.0, batch.token_advantages)
+        chosen = masked.top_shares(lottery(batch), likely, at_least_one(mask, self.share))
+        return batch.token_advantages * (1 - chosen).to(batch.advantages.dtype)
 
 
 def covariance(batch: Batch) -> Tensor:
@@ -70,19 +71,12 @@ def covariance(batch: Batch) -> Tensor:
 
 def at_least_one(mask: Tensor, share: float) -> Tensor:
     """max(1, ⌊share·N⌋) for N kept tokens, `[*R, 1, 1]`."""
-    return (share * mask.sum((-2, -1), keepdim=True)).floor().clamp(min=1)
+    return (share * mask.sum((-2, -1), keepdim=True)).floor().long().clamp(min=1)
 
 
 def lottery(batch: Batch) -> Tensor:
     """A number in [0, 1) for each token, from its response's old log-probs and its place alone."""
     bits = batch.old_log_probs.float().contiguous().view(torch.int32).long()
     place = torch.arange(bits.shape[-1], device=bits.device)
-    own = torch.where(batch.response_mask, _mixed(bits + 7919 * place), 0)
-    return _mixed(own + own.sum(-1, keepdim=True)).double() / PRIME
-
-
-def _mixed(number: Tensor) -> Tensor:
-    for factor in (48271, 69621):
-        number = (number.remainder(PRIME) * factor + 12345) % PRIME
-        number = number ^ (number >> 15)
-    return number % PRIME
+    own = torch.where(batch.response_mask, mixed(bits + 7919 * place), 0)
+    return mixed(own + own.sum(-1, keepdim=True)).double() / PRIME

@@ -7,8 +7,10 @@
 Paper: "On the Entropy Dynamics in Reinforcement Fine-Tuning of Large Language Models", 2602.03392 (Theorem 3.3 has D).
 Defaults are the authors' example: μ = 8.5 (`threshold`), share 1e-4 (`most`). On-policy the mean of D over the
 vocabulary is 0: rewards that say nothing leave entropy alone.
-OUR choices: π at the start of the update; at least one token may go, or small batches would never lose any; population
-std, nothing is left out where it is below 1e-12; the tokens left out stay in the mean.
+OUR choices: π at the start of the update; at least one token may go, or small batches would never lose any, but none
+with `most` = 0; equal tokens, as the same answers of a bandit, share what is left of that number: of m such tokens k go
+in that each keeps the share 1 − k/m; population std, nothing is left out where it is below 1e-12; the tokens left out
+stay in the mean.
 Differs from Clip_B: the baseline of the token's own state instead of the batch's mean, and the bound on their number.
 """
 
@@ -17,7 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from etr import checks, masked
@@ -59,5 +60,5 @@ class ClipV(Shaping, GRPO):
         cost = expected - discriminator(batch.old_log_probs, batch.entropy)
         spread = masked.std(cost, mask)
         likely = mask & (cost > self.threshold * spread) & (batch.token_advantages < 0) & (spread >= NO_SPREAD)
-        out = masked.top(cost, likely, at_least_one(mask, self.most))
-        return torch.where(out, 0.0, batch.token_advantages)
+        out = masked.top_shares(cost, likely, at_least_one(mask, self.most)) * (self.most > 0)
+        return batch.token_advantages * (1 - out).to(batch.advantages.dtype)

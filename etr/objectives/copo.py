@@ -4,8 +4,8 @@
     R_g(q) = mean_i R_i·(1 − λ_G·E(q)),   A_g = z-score of R_g over the prompts of the batch
     J = w·S(r, A_i) + (1 − w)·S(r, A_g),   w = σ(k·(E(q) − b)),   S(r, A) = min(r·A, clip(r)·A)
 
-Method: COPO, "consistency-aware policy optimization" (August 2025), read in the authors' code (hijih/copo-code). k = 1
-is its default; b is in run scripts that were not read: 1 bit is ours. kind: "soft" as above; "forced" has w = 0 too
+Paper: "COPO: consistency-aware policy optimization", 2508.04138, read in the authors' code (hijih/copo-code). k = 1 is
+its default; b is in run scripts that were not read: 1 bit is ours. kind: "soft" as above; "forced" has w = 0 too
 where A_i = 0, that is in unanimous groups; "hard" w = 1[E > b]; "local" w = 1, which is GRPO. Ours: population std,
 each prompt once, A_g = 0 where all prompts are equal. The two losses stay apart, as in that code: where their
 advantages differ in sign, one of them goes on beyond the region after the other was clipped.
@@ -44,7 +44,7 @@ class COPO(Shaping, GRPO):
     steepness: float = 1.0
     bits: float = 1.0
 
-    paper: ClassVar[Paper] = Paper("COPO: Consistency-Aware Policy Optimization", "", "verified")
+    paper: ClassVar[Paper] = Paper("COPO: Consistency-Aware Policy Optimization", "2508.04138", "verified")
     category = "advantage"
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"kind": "local"})
     examples = ({"kind": "forced"}, {"kind": "hard"})
@@ -112,9 +112,9 @@ def bits(clusters: Tensor, group_ids: Tensor, like: Tensor) -> Tensor:
 
 def prompt_zscore(values: Tensor, groups: Groups) -> Tensor:
     """Z-score over prompts of a value that the members of a group share; 0 where all prompts are equal."""
-    weight = 1 / groups.size
+    weight, shared = 1 / groups.size.double(), values.double()
     count = weight.sum(-1, keepdim=True)
-    centred = values - (weight * values).sum(-1, keepdim=True) / count
+    centred = shared - (weight * shared).sum(-1, keepdim=True) / count
     std = ((weight * centred.square()).sum(-1, keepdim=True) / count).sqrt()
-    some = std > 1e-9 * values.abs().amax(-1, keepdim=True)  # equal values may differ by rounding
-    return torch.where(some, centred / torch.where(some, std, 1.0), 0.0)
+    some = std > 1e-6 * shared.abs().amax(-1, keepdim=True)  # equal values may differ by single precision's rounding
+    return torch.where(some, centred / torch.where(some, std, 1.0), 0.0).to(values.dtype)

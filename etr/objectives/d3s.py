@@ -7,8 +7,9 @@
 Paper: D³S, dynamic dual-level down-sampling, 2509.22115, from a note on it. That some set of lowest and highest values
 maximises the variance is checked by enumeration in the tests; all N′ + 1 splits are tried.
 OURS: the numbers (half of the answers and 40 % of their tokens, so 20 % in total, relaxed to everything after 100
-steps; the paper's are not known to us); the mean is over the kept tokens only; of answers with the same advantage the
-ones with the larger mean entropy are kept, and of those that are equal in this too the first and the last.
+steps; the paper's are not known to us); the mean is over the kept tokens only, and tokens that tie at the cut share the
+places left; of answers with the same advantage the ones with the larger mean entropy are kept, and of those that are
+equal in this too the first and the last.
 Against `grpo`: which tokens count, and a mean over tokens.
 """
 
@@ -79,12 +80,17 @@ class D3S(Shaping, GRPO):
         rows, tokens = (batch.columns[name][..., :1, :1] for name in ("rows_share", "tokens_share"))
         mask, advantages = batch.response_mask, batch.token_advantages.expand(batch.response_mask.shape)
         entropy, of_row = masked.mean(batch.entropy, mask, dim=-1), masked.mean(advantages, mask, dim=-1)
-        count = (rows * mask.shape[-2]).ceil().long()[..., 0]
+        count = rounded_up(rows * mask.shape[-2]).long()[..., 0]
         inside = mask & spread(of_row.squeeze(-1), entropy.squeeze(-1), count).unsqueeze(-1)
-        wanted = (tokens * inside.sum((-2, -1), keepdim=True)).ceil().long()
-        kept = masked.top(advantages.abs() * batch.entropy, inside, wanted)
-        scale = mask.sum((-2, -1), keepdim=True) / kept.sum((-2, -1), keepdim=True).clamp(min=1)
-        return torch.where(kept, advantages * scale.to(advantages.dtype), 0.0)
+        wanted = rounded_up(tokens * inside.sum((-2, -1), keepdim=True)).long()
+        kept = masked.top_shares(advantages.abs() * batch.entropy, inside, wanted)
+        scale = mask.sum((-2, -1), keepdim=True).double() / wanted.clamp(min=1)
+        return torch.where(kept > 0, advantages * (kept * scale).to(advantages.dtype), 0.0)
+
+
+def rounded_up(number: Tensor) -> Tensor:
+    """The next whole number, where what is above one by rounding alone is that one: 10 % of 30 are 3."""
+    return (number - 1e-9).ceil()
 
 
 def spread(values: Tensor, ties: Tensor, count: Tensor) -> Tensor:

@@ -7,7 +7,7 @@
 Paper: Li et al., "Distribution-centric policy optimization dominates exploration-exploitation trade-off", 2601.12730.
 ρ corrects from the samples to the tempered policy and r_t from the old to the current one, hence double importance
 sampling. Defaults: the authors' script: T 1.2 and 0.8, the cap 0.1, H₀ = 0.5 (the README: 0.25 is best for one model),
-no KL. Ours: the statistics are those of the whole rollout batch; without any right answer α = 1, where all A are 0.
+no KL. Ours: the statistics are those of the whole rollout batch; without any right answer α = 0, plain GRPO.
 Not the DCPO of 2509.02333 (dynamic clipping). Differs from GRPO by A'; from aepo_arbitrary by α and the token's own ρ.
 """
 
@@ -61,7 +61,7 @@ class DCPODistribution(Shaping, GRPO):
         mask, right = batch.response_mask, (batch.rewards > RIGHT).unsqueeze(-1).to(batch.old_log_probs.dtype)
         share = masked.mean(right, mask.any(-1, keepdim=True))
         gap = (self.target - masked.mean(batch.entropy, mask)).abs().clamp(max=self.gap_limit)
-        total = gap + share  # a/(1 + a) = gap/(gap + share)
-        alpha = torch.where(total > 0, gap / torch.where(total > 0, total, 1.0), 0.0)
+        some = share > 0
+        alpha = torch.where(some, gap / torch.where(some, gap + share, 1.0), 0.0)  # a/(1 + a) = gap/(gap + share)
         ratio = tempering(batch, self.target, self.hot, self.cold).exp()
         return (1 - alpha) * batch.token_advantages + alpha * right * ratio

@@ -1,8 +1,8 @@
 """DCPO (dynamic clipping): the rarer a token, the wider its region; advantages smoothed over visits of a prompt.
 
     |r − 1|·π ≤ ε  with π = r·q, q = π_old:
-    low = ½ + ½·√max(1 − 4·ε_low/q, 0),   high = min(½ + ½·√(1 + 4·ε_high/q), 10)
-    J = S(r, A; low, high) with dual clip 10
+    low = ½ + ½·√max(1 − 4·ε_low/q, 0),   high = min(½ + ½·√(1 + 4·ε_high/q), max(10, c))
+    J = S(r, A; low, high) with dual clip c = 10
     at the i-th visit of a prompt, A_new from this visit's rewards, A_tot from those of all visits so far:
     A = the smaller in size of ((i−1)·A_new + A_tot)/i and (A_new + (i−1)·A_tot)/i
 
@@ -18,13 +18,14 @@ Differs from GRPO: region, and smoothing. Not DCPO-distribution (distribution-ce
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from etr import checks
+from etr import checks, regions
 from etr.batch import Batch, Region
 from etr.errors import InputError
 from etr.groups import Groups, found
@@ -102,7 +103,8 @@ class DCPODynamic(GRPO):
         rarity = (-batch.old_log_probs.clamp(min=-80.0)).exp()  # 1/q, finite in single precision
         low = (1 + (1 - 4 * self.eps_low * rarity).clamp(min=0.0).sqrt()) / 2
         high = (1 + (1 + 4 * self.eps_high * rarity).sqrt()) / 2
-        return Region(low, high.clamp(max=self.ratio_cap))
+        caps = [regions.number(cap, high) for cap in (self.ratio_cap, self.dual_clip) if cap is not None]
+        return Region(low, high.minimum(functools.reduce(torch.maximum, caps)))
 
 
 def _standardised(rewards: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

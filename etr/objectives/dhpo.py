@@ -7,8 +7,10 @@ own token. w_t = `weight` everywhere (`mixing` "average"), or sg[H_t / max H] of
 Paper: Min et al., "Orchestrating Tokens and Sequences: Dynamic Hybrid Policy Optimization for RLVR", 2601.05607.
 The paper's (abstract): both ratios in one clipped surrogate, each branch clipped before mixing, averaged and
 entropy-guided mixing. RECONSTRUCTED, so OURS: the sum of two surrogates (not one surrogate of a mixed ratio), H taken
-at the start of the update and divided by the batch's largest, the token branch for tokens of high entropy, and all
-defaults: DAPO's bounds for tokens, GSPO's for responses, weight ½.
+at the start of the update and divided by the batch's largest, the token branch for tokens of high entropy, GRPO's
+z-scores and mean over responses, one dual clip for both branches (off, as in GRPO), and all defaults, of which none of
+the paper's was found: ε_low = 0.2 and ε_high = 0.28 for tokens are DAPO's, 3e-4 and 4e-4 for responses GSPO's, weight ½
+is the plain average.
 Differs from GRPO: half of the update follows the response's ratio. Not the "DHPO" of hybrid control problems.
 """
 
@@ -27,6 +29,8 @@ from etr.objective import Paper, Reduction, Scope, State
 from etr.objectives.grpo import GRPO
 from etr.registry import register
 
+TITLE = "Orchestrating Tokens and Sequences: Dynamic Hybrid Policy Optimization for RLVR"
+
 
 @register("dhpo")
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class DHPO(GRPO):
     mixing: str = "average"
     weight: float = 0.5
 
-    paper: ClassVar[Paper] = Paper("Dynamic Hybrid Policy Optimization for RLVR", "2601.05607", "reconstructed")
+    paper: ClassVar[Paper] = Paper(TITLE, "2601.05607", "reconstructed")
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"mixing": "average", "weight": 1.0})
     examples = ({"mixing": "entropy"}, {"weight": 0.0, "eps_seq_high": 0.2})
 

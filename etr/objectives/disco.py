@@ -23,7 +23,7 @@ from torch import Tensor
 
 from etr import advantages
 from etr.errors import FieldError, unknown
-from etr.groups import Groups
+from etr.groups import Groups, unit_rewards
 from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
@@ -65,11 +65,11 @@ class DISCO(GRPO):
         return 1.0
 
     def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
-        accuracy = Groups(rewards, group_ids).mean(rewards)
         weighted = rewards * self.domain_weights(group_ids)
+        centred = advantages.group_center(weighted, group_ids)
+        if self.kind == "none":  # Dr. GRPO, which takes rewards of any size
+            return centred
+        accuracy = Groups(rewards, group_ids).mean(unit_rewards(rewards, "disco weighs by the success rate"))
         if self.kind == "inverse":
             return advantages.group_center(weighted / (accuracy + self.delta), group_ids)
-        centred = advantages.group_center(weighted, group_ids)
-        if self.kind == "none":
-            return centred
         return torch.where(centred < 0, centred * torch.log1p(1 / (accuracy + self.delta)), centred)

@@ -101,12 +101,15 @@ class DPPOTV(Objective):
     def region(self, batch: Batch, log_ratio: Tensor) -> Region:
         if self.kind == "topk":
             return regions.unbounded(log_ratio)  # D is of the whole distribution: no interval of r says it
-        return Region(*(batch.columns[name].to(log_ratio.dtype) for name in ("dppo_low", "dppo_high")))
+        return Region(*(batch.columns[name].to(log_ratio.dtype) for name in self.columns))
 
     def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:
         ratio, advantages = log_ratio.detach().exp(), batch.token_advantages  # M is a rule, not optimised through
-        above, below = ratio > region.high, ratio < region.low
-        if self.kind == "topk":
+        # Not by `ratio`: what the bound e^20 hides, a token that came from below 1e-9, would escape its mask.
+        moved = (batch.log_probs - self.anchored(batch)).detach().double().exp()
+        if self.kind == "binary":
+            above, below = moved > batch.columns["dppo_high"], moved < batch.columns["dppo_low"]
+        else:
             assert batch.top_log_probs is not None  # in `needs`
             current = batch.top_log_probs.detach()  # likewise
             moved = divergences.bucketed(batch.columns["dppo_top"], current, self.divergence)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from etr import advantages, ratios
 from etr.batch import Batch
-from etr.errors import FieldError
+from etr.checks import check_range
 from etr.objective import Paper, Reduction
 from etr.objectives.reinforce import REINFORCE
 from etr.registry import register
@@ -35,8 +35,7 @@ class DRO(REINFORCE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tau < 0:
-            raise FieldError(f"DRO.tau is {self.tau:g}; give a number of at least 0")
+        check_range(self, "tau", 0.0, 1e9)
 
     def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
         return advantages.group_center(rewards, group_ids)

@@ -9,6 +9,7 @@ one of the values it tried; τ = 1 and σ_d = 1 (no bound) are ours, none were f
 embedding distance and of the share of formulas that no other response has. OURS in their place, without embeddings: the
 mean Jaccard distance between the sets of tokens of two responses, and the share of a response's tokens that come behind
 a beginning which no other response of the group has. Both lie in [0, 1]; d_i is their mean.
+The local term is the paper's under the default mean over tokens and responses; "token-mean" weighs long answers more.
 Right is a reward above 1/2. In a group of right answers alone the z-score blows the small bonus up to full size.
 bonus = 0 and local = 0 is GRPO.
 """

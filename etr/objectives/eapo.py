@@ -68,6 +68,6 @@ class EAPO(Shaping, GRPO):
         std = mean(centred.square()).sqrt()
         low = torch.where(counted, earned, torch.inf).amin(-1)
         high = torch.where(counted, earned, -torch.inf).amax(-1)
-        same = groups.homogeneous(low) & groups.homogeneous(high) & (low == high)  # exactly; a std is rounded
+        same = groups.least(low) >= groups.largest(high)  # exactly, over counted rounds; a std is rounded
         dead = same.unsqueeze(-1) | (std == 0)
         return torch.where(dead, 0.0, centred / torch.where(dead, 1.0, std))

@@ -4,10 +4,11 @@
 
 Paper: Zhang et al., "Right Question is Already Half the Answer" (EMPO), 2504.05812. In expectation over answers it
 raises Σ_k f_k², so semantic entropy falls; it follows the majority, right or wrong.
-A cluster is a final answer; a negative number means that none could be parsed, and gets 0 (in f it is an answer like
-others). The authors' script asks for SE < ln G, that is for two answers that agree; with z-scores a group of G
-different answers has A = 0 anyway. Their verl version drops prompts between two bounds on the entropy, whose values
-were not found: `entropy_low` and `entropy_high`, as shares of ln G, 0 and 1 (all groups) by default, are ours.
+A cluster is a final answer. In the LLM an answer without one is a cluster of its own, which agrees with nobody and gets
+1/G; by the authors' script it gets 0, as a negative number does here (in f it is an answer like others). That script
+asks for SE < ln G, that is for two answers that agree; with z-scores a group of G different answers has A = 0 anyway.
+Their verl version drops prompts between two bounds on the entropy, whose values were not found: `entropy_low` and
+`entropy_high`, as shares of ln G, 0 and 1 (all groups) by default, are ours.
 Unlike GRPO it never sees a reward.
 """
 

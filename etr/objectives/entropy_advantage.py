@@ -5,8 +5,8 @@
 Paper: Cheng et al., "Reasoning with Exploration: An Entropy Perspective", 2506.14758; read in notes of others and in
 the baseline of another paper's code, so third-party. Because ψ ≤ |A|/κ a negative advantage stays negative, a positive
 one at most grows by the share 1/κ, and where A = 0 there is no bonus. No gradient goes through H: this is no entropy
-bonus, it only changes how far the same tokens are pushed. Default: α = 0.4 from both sources; κ = 2 from the notes
-(the code has 1, where a wrong token may reach A' = 0).
+bonus, it only changes how far the same tokens are pushed. Default: α = 0.4 from the code read, where κ is 1, so that a
+wrong token may reach A' = 0; κ = 2 is recalled as the paper's and not confirmed.
 """
 
 from __future__ import annotations

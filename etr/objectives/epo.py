@@ -8,8 +8,8 @@ Its released code has P_t = 0 inside the band and `pen` outside, a step without 
 `literal`. The hinge with gradient is RECONSTRUCTED (ours). The phase weight over `epochs` E is theirs, x the progress
 in a half: β = 1 − 0.2·(1 − e^{−2x}), then 0.8·e^{−3x}. Defaults λ = 0.001, c = 1, pen = 0.1, band 0.8 to 1.2, E = 150:
 the authors' code (their scripts: 0.5 to 1.5). Here an environment step is a turn, past epochs are past rollout batches,
-and there is no penalty before the first. Left out: their switch, by which early environment steps alone turn P off.
-Differs from entropy_bonus by P.
+and there is no penalty before the first; `steps` = 16 histories are ours. Left out: their switch, by which early
+environment steps alone turn P off. Differs from entropy_bonus by P.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from etr.batch import Batch, Region
-from etr.errors import FieldError
+from etr.checks import check_ranges
 from etr.objective import Paper, Reduction, State
 from etr.objectives.dapo import DAPO
 from etr.registry import register
@@ -38,9 +38,7 @@ class ERC(DAPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("delta_low", "delta_high"):
-            if (value := getattr(self, name)) <= 0:
-                raise FieldError(f"ERC.{name} is {value:g}; give a number above 0")
+        check_ranges(self, 0.0, 1e9, "delta_low", "delta_high", open_low=True)
 
     @property
     def needs(self) -> frozenset[str]:

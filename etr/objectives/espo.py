@@ -9,7 +9,8 @@ paper's: α = 0.02 (`scale`), about a fifth of the tokens in the uncertain part 
 OUR choices: two parts, cut at a quantile over the batch; A is GRPO's for every response (the paper's indicator keeps
 those that could be verified, and all can here). The paper's token form of s_τ has the gradient of this plain one, as
 long as the tokens of a part share A, and they do.
-V = `vocab_size`; None, the default, reads it off `full_log_probs`. Give the number where that table costs memory.
+V = `vocab_size`; None, the default, reads it off `full_log_probs`, which toys have. An LLM's trainer has no such table:
+set `vocab_size` there, to the number of tokens of the model.
 Differs from GSPO: ratio per part instead of per response, a range that grows with entropy, and parts of equal weight.
 Not ESPO of diffusion language models (ELBO-based, 2512.03759).
 """

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from etr.batch import Batch, Region
-from etr.errors import FieldError
+from etr.checks import check_range
 from etr.objective import Paper, Reduction, Scope
 from etr.objectives.dapo import DAPO
 from etr.ratios import LOG_RATIO_LIMIT
@@ -45,13 +45,9 @@ class FIPO(DAPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.half_life <= 0:
-            raise FieldError(f"FIPO.half_life is {self.half_life:g}; give a number of tokens above 0")
-        if not 0 <= self.weight_low <= 1 <= self.weight_high:
-            raise FieldError(
-                f"FIPO.weight_low is {self.weight_low:g} and weight_high {self.weight_high:g}; "
-                "give 0 <= weight_low <= 1 <= weight_high"
-            )
+        check_range(self, "half_life", 0.0, 1e9, open_low=True)
+        check_range(self, "weight_low", 0.0, 1.0)
+        check_range(self, "weight_high", 1.0, 1e9)
 
     @property
     def scope(self) -> Scope:

@@ -22,9 +22,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from etr import masked
+from etr import checks, controllers, masked
 from etr.batch import Batch, Region
-from etr.errors import FieldError, unknown
 from etr.objective import Paper, Reduction, State
 from etr.objectives.grpo import GRPO
 from etr.registry import register
@@ -52,14 +51,10 @@ class FlexibleEntropy(GRPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.schedule not in SCHEDULES:
-            raise FieldError(unknown("FlexibleEntropy.schedule", str(self.schedule), SCHEDULES))
-        if self.steps < 1:
-            raise FieldError(f"FlexibleEntropy.steps is {self.steps}; give at least 1, a whole number")
-        if not 0 <= self.slope <= self.height < 1:
-            raise FieldError(
-                f"FlexibleEntropy.slope is {self.slope:g} and height {self.height:g}; give 0 <= slope <= height < 1"
-            )
+        checks.check_choice(self, "schedule", SCHEDULES)
+        checks.check_ranges(self, 1, 1e9, "steps")
+        checks.check_ranges(self, 0.0, 0.99, "height")
+        checks.check_ranges(self, 0.0, self.height, "slope")  # so that ε(π) >= 0
 
     @property
     def needs(self) -> frozenset[str]:
@@ -70,7 +65,7 @@ class FlexibleEntropy(GRPO):
         return ("flexible_upper", "flexible_lower")
 
     def init_state(self, run_shape: tuple[int, ...], device: torch.device) -> State:
-        zero = torch.zeros(run_shape, dtype=torch.float64, device=device)
+        zero = controllers.start(0.0, run_shape, device)
         return {"step": zero, "raising": zero, "first_entropy": zero}
 
     def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]:
@@ -83,21 +78,21 @@ class FlexibleEntropy(GRPO):
             rising = (half, 1 - half)[self.schedule == "did"]
             upper = torch.where(half >= 0, rising, 1.0 if self.schedule == "did" else 0.0)
             lower = torch.where(half >= 0, 0.0, 1 + half)
-        mixes = (mix.unsqueeze(-1).expand(batch.response_mask.shape[:-1]) for mix in (upper, lower))
+        mixes = (controllers.as_column(controllers.per_run(mix), batch.response_mask) for mix in (upper, lower))
         state = {"step": state["step"] + 1, "raising": upper, "first_entropy": first}
         return batch.with_columns(**dict(zip(self.columns, mixes, strict=True))), state
 
     def _oscillate(self, clean: Batch, state: State, progress: Tensor) -> tuple[Tensor, Tensor]:
         """Is entropy to be raised (1.0) or lowered (0.0), with a memory between the two thresholds; and H₀."""
         assert clean.entropy is not None  # in `needs`
-        entropy = masked.mean(clean.entropy.double(), clean.response_mask)[..., 0, 0]
+        entropy = controllers.carried(masked.mean(clean.entropy.double(), clean.response_mask))
         first = torch.where(state["step"] == 0, entropy, state["first_entropy"])
         low, high = LEAST * first, LEAST * first + (1 - LEAST) * first * (1 - progress)
         return torch.where(entropy <= low, 1.0, torch.where(entropy > high, 0.0, state["raising"])), first
 
     def region(self, batch: Batch, log_ratio: Tensor) -> Region:
         likely = batch.old_log_probs.exp()
-        upper, lower = (batch.columns[name].unsqueeze(-1).to(log_ratio.dtype) for name in self.columns)
+        upper, lower = (controllers.from_column(batch.columns[name], log_ratio) for name in self.columns)
         high = (1 + self.eps_high + upper * (self.height - self.eps_high)) / (1 + upper * self.slope * likely)
         low = (1 - self.eps_low - lower * (self.height - self.eps_low)) / (1 - lower * self.slope * likely)
         return Region(low.clamp(max=1.0), high.clamp(min=1.0))

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from etr import ratios
+from etr import ratios, regions
 from etr.batch import Batch, Region
 from etr.checks import check_range
 from etr.objective import Objective, Paper, Reduction, Scope
@@ -55,8 +55,7 @@ class GMPO(Objective):
         return {"pessimistic": "a token has its response's mean ratio: the mean is below s_i·A, not every token's r·A"}
 
     def region(self, batch: Batch, log_ratio: Tensor) -> Region:
-        low, high = (torch.as_tensor(x, dtype=log_ratio.dtype).exp() for x in (-self.log_low, self.log_high))
-        return Region(low.to(log_ratio.device), high.to(log_ratio.device))
+        return Region(*(regions.number(x, log_ratio).exp() for x in (-self.log_low, self.log_high)))
 
     def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:
         advantages, mask = batch.token_advantages, batch.response_mask

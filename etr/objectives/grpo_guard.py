@@ -5,9 +5,10 @@ E[log r] = −KL(π_old ‖ π), so that the upper bound is met too seldom. It a
 step): r = exp((log r + b)·a).
 RECONSTRUCTED for language models by this project, which has no denoising steps to scale:
     r_t = exp(log π/π_old + strength·b_t),    J = agg[min(r·A, clip(r, 1−ε_low, 1+ε_high)·A)]
-    kind "state": b_t = KL(π_old ‖ π) in the token's state over the whole vocabulary, exact, so that E_old[log r] = 0
-    kind "response": b = −mean_t log π/π_old of the response, where only the sampled tokens are known; what is left
-    are the differences between the tokens of a response, and nothing bounds its drift as a whole
+    kind "response" (the default): b = −mean_t log π/π_old of the response, where only the sampled tokens are known;
+    what is left are the differences between the tokens of a response, and nothing bounds its drift as a whole
+    kind "state": b_t = KL(π_old ‖ π) in the token's state over the whole vocabulary, exact, so that E_old[log r] = 0;
+    it needs `full_log_probs`, which toys have and an LLM's trainer does not
 A mean over the batch, as first comes to mind, would depend on the micro-batches. ε is GRPO's, not the diffusion's 2e-6.
 """
 
@@ -20,14 +21,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from etr import masked, ratios
+from etr import checks, distributions, masked, ratios
 from etr.batch import Batch
-from etr.errors import FieldError, unknown
 from etr.objective import Paper, Reduction, Scope, State
 from etr.objectives.grpo import GRPO
 from etr.registry import register
-
-KINDS = ("state", "response")
 
 
 @register("grpo_guard")
@@ -35,19 +33,17 @@ KINDS = ("state", "response")
 class GRPOGuard(GRPO):
     """GRPO with log r + strength·b in the place of log r, b the ratio's own negative mean."""
 
-    kind: str = "state"
+    kind: str = "response"
     strength: float = 1.0
 
     paper: ClassVar[Paper] = Paper("GRPO-Guard", "2510.22319", "reconstructed")
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"strength": 0.0})
-    examples = ({"kind": "response"}, {"beta": 0.1})
+    examples = ({"kind": "state"}, {"beta": 0.1})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in KINDS:
-            raise FieldError(unknown("GRPOGuard.kind", str(self.kind), KINDS))
-        if not 0 <= self.strength <= 1:
-            raise FieldError(f"GRPOGuard.strength is {self.strength:g}; give a number from 0 to 1")
+        checks.check_choice(self, "kind", ("state", "response"))
+        checks.check_ranges(self, 0.0, 1.0, "strength")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -55,7 +51,7 @@ class GRPOGuard(GRPO):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return ("old_full_log_probs",) if self.kind == "state" else ()
+        return ("grpo_guard_old",) if self.kind == "state" else ()
 
     @property
     def scope(self) -> Scope:
@@ -70,9 +66,7 @@ class GRPOGuard(GRPO):
     def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]:
         if self.kind == "response":
             return batch, state
-        old = batch.clean().full_log_probs
-        assert old is not None  # in `needs`
-        return batch.with_columns(old_full_log_probs=old.detach()), state  # of the old policy: data
+        return batch.with_columns(grpo_guard_old=distributions.table(batch)), state
 
     def ratio(self, batch: Batch) -> Tensor:
         log_ratio = ratios.token(batch)
@@ -84,6 +78,5 @@ class GRPOGuard(GRPO):
     def _bias(self, batch: Batch, log_ratio: Tensor) -> Tensor:
         if self.kind == "response":
             return -masked.mean(log_ratio, batch.response_mask, dim=-1)
-        assert batch.full_log_probs is not None  # in `needs`
-        old = batch.columns["old_full_log_probs"].to(log_ratio.dtype)
-        return (old.exp() * (old - batch.full_log_probs)).sum(-1)
+        new, old = distributions.new_and_old(batch, "grpo_guard_old")
+        return (old.exp() * (old - new)).sum(-1)

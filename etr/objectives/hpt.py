@@ -5,7 +5,8 @@
 
 Paper: "Towards a unified view of large language model post-training", 2509.04419, and its code (Unify-Post-Training).
 Default: gate 0 (their Qwen models; 2 for Llama), sft 1.0 (0.3 for the smallest), RL is Dr. GRPO without its clip, with
-entropy weight 0.001. `soft` keeps both signals: one answer becomes the demonstration, the others stay.
+entropy weight 0.001. `soft` keeps both signals: one answer becomes the demonstration, the others stay and are compared
+among themselves (its R is in no baseline).
 OURS: "without clip" is a region that no ratio leaves (ε_low = 1, ε_high = 10⁹); an answer is right from R = 1; the G
 copies of the demonstration give such a prompt the weight of any other. As advantages: A = sft on demonstrated tokens,
 with the current policy as reference: the SFT line of the paper's unified estimator (`etr.unified`).
@@ -23,11 +24,12 @@ from torch import Tensor
 from etr import surrogates
 from etr.batch import Batch, Region
 from etr.checks import check_range
+from etr.groups import Groups
 from etr.objective import Paper, Reduction
 from etr.objectives.dr_grpo import DrGRPO
 from etr.registry import register
 from etr.samplers import Attempt, Start
-from etr.sampling import Demonstrated
+from etr.sampling import Demonstrated, center_among, given
 from etr.shaping import Shaping
 
 
@@ -57,7 +59,8 @@ class HPT(Shaping, Demonstrated, DrGRPO):
 
     @property
     def needs(self) -> frozenset[str]:
-        return super().needs | {"hints"} | ({"entropy"} if self.entropy_bonus > 0 else set())
+        more = {"entropy"} if self.entropy_bonus > 0 else set()
+        return super().needs | {"hints"} | more | ({"rewards", "group_ids"} if self.soft else set())
 
     def start(self, attempt: Attempt) -> Start | None:
         assert attempt.hints is not None  # in `needs`
@@ -69,7 +72,16 @@ class HPT(Shaping, Demonstrated, DrGRPO):
         return Start(attempt.hints.unsqueeze(-2), torch.where(replaced, horizon, 0), trained=True)
 
     def shape(self, batch: Batch) -> Tensor:
-        return torch.where(self.demonstrated(batch), self.sft, batch.token_advantages)
+        own = self.beside(batch) if self.soft else batch.token_advantages
+        return torch.where(self.demonstrated(batch), self.sft, own)
+
+    def beside(self, batch: Batch) -> Tensor:
+        """A with the baseline of the sampled answers alone, in groups with a demonstration, `[*R, B, 1]`."""
+        assert batch.rewards is not None and batch.group_ids is not None  # in `needs`
+        shown = given(batch) > 0
+        some = Groups(batch.rewards, batch.group_ids).sum(shown.to(batch.rewards.dtype)) > 0
+        alone = center_among(batch.rewards, batch.group_ids, ~shown).to(batch.advantages.dtype)
+        return torch.where(some.unsqueeze(-1), alone.unsqueeze(-1), batch.token_advantages)
 
     def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:
         imitation = surrogates.policy_gradient(batch.log_probs, batch.token_advantages)

@@ -7,7 +7,8 @@ Paper: Cui et al., "The Entropy Mechanism of Reinforcement Learning for Reasonin
 Defaults: share 2e-4, β = 1 (verl; the authors' own code writes the share as 0.2 per cent).
 OUR choices: the covariance is taken once, at the start of the update (the released code: at every update), and only
 tokens with cov_t > 0 are tied, as the largest of any large batch are. At r = 1 the penalty has no gradient (the
-derivative of |x| at 0 is taken as 0).
+derivative of |x| at 0 is taken as 0). Equal tokens, as the same answers of a bandit, share the places left among the
+largest: of m such tokens k are tied in that each is tied by β·k/m.
 Differs from Clip-Cov: the tokens keep their gradient and pay for moving; from GRPO: no clip.
 """
 
@@ -51,9 +52,11 @@ class KLCov(Objective):
     def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]:
         clean = batch.clean()
         mask, cov = clean.response_mask, covariance(clean)
-        return batch.with_columns(kl_cov_tied=masked.top(cov, mask & (cov > 0), at_least_one(mask, self.share))), state
+        tied = masked.top_shares(cov, mask & (cov > 0), at_least_one(mask, self.share))
+        return batch.with_columns(kl_cov_tied=tied), state
 
     def regularizer(self, batch: Batch) -> Tensor | None:
         if self.beta == 0:
             return None
-        return self.beta * batch.columns["kl_cov_tied"] * ratios.token(batch).abs()
+        moved = ratios.token(batch).abs()
+        return self.beta * batch.columns["kl_cov_tied"].to(moved.dtype) * moved

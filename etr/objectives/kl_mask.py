@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from etr.batch import Batch, Region
-from etr.errors import FieldError
+from etr.checks import check_range
 from etr.objective import Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
@@ -36,8 +36,7 @@ class KLMask(GRPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.delta <= 0:
-            raise FieldError(f"KLMask.delta is {self.delta:g}; give a number above 0")
+        check_range(self, "delta", 0.0, 1e9, open_low=True)
 
     @property
     def needs(self) -> frozenset[str]:

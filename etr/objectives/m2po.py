@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from etr.batch import Batch, Region
-from etr.errors import FieldError
+from etr.checks import check_range
 from etr.objective import Paper, Reduction, Scope
 from etr.objectives.grpo import GRPO
 from etr.registry import register
@@ -42,8 +42,7 @@ class M2PO(GRPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.budget < 0:
-            raise FieldError(f"M2PO.budget is {self.budget:g}; give a number of at least 0")
+        check_range(self, "budget", 0.0, 1e9)
 
     @property
     def scope(self) -> Scope:

@@ -8,6 +8,7 @@ advantage, actions drawn for each response by itself, since A has mean 0 for a c
 * the paper's Conductor is linear in the last hidden state, which no batch has; this one has the bias alone;
 * action 0 weighs all K parts alike, action a ≥ 1 moves the share `focus` to part (a − 1) mod K: small and fixed;
 * R' is w·c where the reward is the mean of its parts, and keeps other scales and penalties that are in R;
+* the paper's R' also has − KL, which is dropped here (`beta` is GRPO's penalty in the loss);
 * there is no chance in this core: the responses of a prompt, ordered by a hash of their tokens, get the numbers
   frac((rank + 1/2 + step)/golden ratio) in [0, 1), which fill it evenly, and the action is where they fall in π_φ;
 * b moves with every batch by a small η, in place of a buffer and a slower clock. No coefficient was found.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from etr import advantages
 from etr.errors import FieldError
-from etr.groups import Groups
+from etr.groups import Groups, unit_rewards
 from etr.objective import Category, Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
@@ -48,7 +48,7 @@ class MaxRL(GRPO):
             raise FieldError(f"MaxRL.power is {self.power:g}; give a number from 0 (ascends p) to 1 (ascends ln p)")
 
     def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
-        mean = Groups(rewards, group_ids).mean(rewards)
+        mean = Groups(rewards, group_ids).mean(unit_rewards(rewards, "maxrl divides by the success rate"))
         right = mean > 0
         centred = advantages.group_center(rewards, group_ids)
         return torch.where(right, centred / torch.where(right, mean, 1.0) ** self.power, 0.0)

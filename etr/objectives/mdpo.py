@@ -9,7 +9,8 @@ Default 1/t_k = 0.1 (`kl_weight`) is the authors' code, which takes 5 gradient s
 `updates` here). `anneal_steps` = K > 0 lets the step size fall as the paper's schedule does, t_k = (1 − k/K)/kl_weight,
 at rollout batch k, OURS at least 1/K of the first; 0, the default, keeps it. The Tsallis divergence is OURS: the
 Bregman divergence of negative Tsallis entropy, of which only the name was found; q = 2 (`tsallis_q`) is ours.
-Probabilities below e⁻¹⁰⁰ count as e⁻¹⁰⁰.
+OURS too: z-scores of the group as A (the paper's is a critic's), GRPO's mean over responses, the divergence taken in
+the state of every sampled token, and probabilities below e⁻¹⁰⁰ count as e⁻¹⁰⁰. There is no ε: nothing is clipped.
 Differs from TRPO: KL(π ‖ π_old), not KL(π_old ‖ π), and a penalty. Not mDPO, preferences for multimodal models.
 """
 
@@ -22,12 +23,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from etr import checks
+from etr import checks, controllers, distributions
 from etr.batch import Batch
 from etr.objective import Objective, Paper, Reduction, State
 from etr.registry import register
-
-LEAST_LOG_PROB = -100.0
 
 
 @register("mdpo")
@@ -59,25 +58,20 @@ class MDPO(Objective):
         return ("mdpo_old", "mdpo_weight")
 
     def init_state(self, run_shape: tuple[int, ...], device: torch.device) -> State:
-        return {"mdpo_step": torch.zeros(run_shape, dtype=torch.float64, device=device)}
+        return {"mdpo_step": controllers.start(0.0, run_shape, device)}
 
     def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]:
-        old, step = batch.clean().full_log_probs, state["mdpo_step"]
-        assert old is not None  # in `needs`
-        total = max(self.anneal_steps, 1)
+        step, total = controllers.per_run(state["mdpo_step"]), max(self.anneal_steps, 1)
         left = (1 - step / total).clamp(min=1 / total) if self.anneal_steps else torch.ones_like(step)
-        weight = (self.kl_weight / left).unsqueeze(-1).expand(batch.response_mask.shape[:-1])
-        # The old policy is a constant of the update.
-        return batch.with_columns(mdpo_old=old.detach(), mdpo_weight=weight), {**state, "mdpo_step": step + 1}
+        weight = controllers.as_column(self.kl_weight / left, batch.response_mask)
+        batch = batch.with_columns(mdpo_old=distributions.table(batch), mdpo_weight=weight)
+        return batch, {**state, "mdpo_step": state["mdpo_step"] + 1}
 
     def regularizer(self, batch: Batch) -> Tensor | None:
         if self.kl_weight == 0:
             return None
-        assert batch.full_log_probs is not None  # in `needs`
-        new = batch.full_log_probs.clamp(min=LEAST_LOG_PROB)
-        old = batch.columns["mdpo_old"].to(new.dtype).clamp(min=LEAST_LOG_PROB)
-        weight = batch.columns["mdpo_weight"].unsqueeze(-1).to(new.dtype)
-        return weight * self.divergence(new, old)
+        new, old = distributions.new_and_old(batch, "mdpo_old")
+        return controllers.from_column(batch.columns["mdpo_weight"], new) * self.divergence(new, old)
 
     def divergence(self, new: Tensor, old: Tensor) -> Tensor:
         """D(π ‖ π_old) from two tables of log-probs `[*, V]`."""

@@ -6,7 +6,8 @@
 
 "subsets": Chen et al., "Pass@k Training", 2508.10751; equal to the mean over all k-subsets of the z-scored best reward.
 Once every subset has a right answer (n − c < k) all is 0: nothing is left to explore. "best": "Pass@k as the objective"
-of 2503.19595 as verl has it (`grpo_passk`): only the best response learns, by its lead over the second.
+of 2503.19595 as verl has it (`grpo_passk`): only the best response learns, by its lead over the second. With `scale`
+verl divides by the sample std, this file by the population's, as GRPO here.
 Default: ε = 1e-6 the authors' script; k = 2 is ours, so that small groups learn too. k above n counts as n.
 Right is a reward above 1/2. With k = 1 it is GRPO's advantage (which also takes graded rewards).
 """

@@ -25,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from etr import checks, masked
+from etr import checks, controllers, masked
 from etr.batch import Batch, Region
 from etr.objective import Objective, Paper, Reduction, State
 from etr.registry import register
@@ -68,7 +68,7 @@ class R2VPO(Objective):
     def init_state(self, run_shape: tuple[int, ...], device: torch.device) -> State:
         if not self.dual:
             return {}
-        return {"r2vpo_dual": torch.full(run_shape, self.variance_weight, dtype=torch.float64, device=device)}
+        return {"r2vpo_dual": controllers.start(self.variance_weight, run_shape, device)}
 
     def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]:
         if not self.dual:
@@ -78,10 +78,10 @@ class R2VPO(Objective):
         signal = masked.mean(squares, clean.response_mask).squeeze((-2, -1))
         excess = (signal / (4 * weight.square() * self.ratio_variance) - 1).clamp(-1.0, 1.0)
         moved = torch.where(signal > 0, weight * (self.dual_rate * excess).exp(), weight)
-        column = weight.unsqueeze(-1).expand(clean.response_mask.shape[:-1])
+        column = controllers.as_column(controllers.per_run(weight), clean.response_mask)
         return batch.with_columns(r2vpo_weight=column), {**state, "r2vpo_dual": moved}
 
     def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:
         ratio = log_ratio.exp()
-        dual = batch.columns["r2vpo_weight"].unsqueeze(-1).to(ratio.dtype) if self.dual else self.variance_weight
+        dual = controllers.from_column(batch.columns["r2vpo_weight"], ratio) if self.dual else self.variance_weight
         return ratio * batch.token_advantages - dual * (ratio - 1).square()

@@ -6,8 +6,8 @@ With the score s_i = (1/T_i) Σ_t log r_{i,t} of response i and the right (+) an
     c_i = A_i·(1 + n)·e^{∓s_i/τ} / (1 + Σ e^{∓s/τ}),    A_i = ±(G/τ)/(1 + n),  n the answers of its own kind
 |c| falls where the answer has moved as it should and never passes G/τ: neither a weight that grows with r (GRPO's for
 right answers) nor one without bound (for wrong ones). A group of equal answers teaches too. The factor G of A turns the
-mean over responses into one over groups. "Right" is A > 0, which the advantage of this file gives to rewards above ½:
-ours. τ = 0.5: ms-swift's default.
+mean over responses into one over groups. OURS: "right" is a reward above ½, and G and n count the answers that have
+tokens, so that one that is masked out is no part of the loss. τ = 0.5: ms-swift's default.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from etr import masked, ratios
+from etr import ratios
 from etr.batch import Batch, Region
-from etr.errors import FieldError
+from etr.checks import check_range
 from etr.groups import Groups
 from etr.objective import Objective, Paper, Scope
 from etr.registry import register
-from etr.within import group_logsumexp, group_sum
+from etr.shaping import Shaping
+from etr.within import group_logsumexp, group_sum, listwise, responses
 
 
 @register("real")
 @dataclass(frozen=True)
-class REAL(Objective):
+class REAL(Shaping, Objective):
     """L = log(1 + Σ_+ e^{−s/τ}) + log(1 + Σ_− e^{s/τ}) of each group, s = mean_t log r."""
 
     tau: float = 0.5
@@ -38,14 +39,14 @@ class REAL(Objective):
     paper: ClassVar[Paper] = Paper("Rewards as Labels", "2602.05630", "third-party")
 
     undivided = "group"
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tau <= 0:
-            raise FieldError(f"REAL.tau is {self.tau:g}; give a number above 0")
+        check_range(self, "tau", 0.0, 1e9, open_low=True)
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"group_ids"})
+        return frozenset({"rewards", "group_ids"})
 
     @property
     def scope(self) -> Scope:
@@ -59,17 +60,26 @@ class REAL(Objective):
         }
 
     def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
+        return self.counted(rewards, group_ids, torch.ones_like(rewards, dtype=torch.bool))
+
+    def shape(self, batch: Batch) -> Tensor:
+        assert batch.rewards is not None and batch.group_ids is not None  # in `needs`
+        found = self.counted(batch.rewards, batch.group_ids, batch.response_mask.any(-1))
+        return found.to(batch.advantages.dtype)
+
+    def counted(self, rewards: Tensor, group_ids: Tensor, there: Tensor) -> Tensor:
+        """A of the answers that are `there`, bool `[*R, B]`; 0 for the others."""
         groups, right = Groups(rewards, group_ids), rewards > 0.5
-        alike = torch.where(right, groups.sum(right.to(rewards.dtype)), groups.sum((~right).to(rewards.dtype)))
-        return torch.where(right, 1.0, -1.0).to(rewards.dtype) * groups.size / self.tau / (1 + alike)
+        size, rights = (groups.sum(chosen.to(rewards.dtype)) for chosen in (there, there & right))
+        alike = torch.where(right, rights, size - rights)
+        return torch.where(there, torch.where(right, size, -size) / self.tau / (1 + alike), 0.0)
 
     def ratio(self, batch: Batch) -> Tensor:
         return ratios.sequence(batch)
 
     def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:
         assert batch.group_ids is not None  # in `needs`
-        score = masked.mean(log_ratio.detach(), batch.response_mask, dim=-1).squeeze(-1)  # weights and value only
-        advantage = masked.mean(batch.token_advantages.expand_as(log_ratio), batch.response_mask, dim=-1).squeeze(-1)
+        score, advantage, _ = responses(batch, log_ratio)  # A = 0 without tokens: neither right nor wrong
         weight, loss = torch.zeros_like(score), torch.zeros_like(score)
         for sign in (1.0, -1.0):
             chosen, surprise = sign * advantage > 0, -sign * score / self.tau
@@ -78,5 +88,4 @@ class REAL(Objective):
             count = group_sum(chosen.to(score.dtype), batch.group_ids)
             weight = torch.where(chosen, (surprise - total).exp() * (1 + count), weight)
             loss = loss + total
-        pull = weight.unsqueeze(-1) * batch.token_advantages * batch.log_probs
-        return pull - pull.detach() - loss.unsqueeze(-1)  # the loss as value, each answer's own share as gradient
+        return listwise(batch, weight.unsqueeze(-1) * batch.token_advantages, loss)

@@ -7,11 +7,11 @@
 
 Paper: "RiskPO: Risk-based Policy Optimization via Verifiable Reward", 2510.00911 (Mixed Value-at-Risk); formulas and
 defaults (d, u, 5 prompts, η, ω, "track", "sum-mean") as in the authors' code and DAPO-math script. mode: q tracked, the
-bundle's own quantiles ("batch"), or the mean of both ("mix"). The first batch has its bundles' own quantiles, and q
-starts as that of all its papers. credit: how responses share a paper's a: all of it each ("uniform"); a/std of the
-prompt's rewards ("std", 1 where that is below 1e-3); a·(R_b − mean_b)/Σ_b'(R_b' − mean_b'), or equal shares where that
-sum is 0 ("sum-mean"). upper > 0 puts upper·(S − q_u)⁺/(1 − u) for ω·a_C: the authors' risk-seeking ablation.
-Ours: bundles follow the prompts' ids, with fewer prompts there is one bundle (`etr.bundles`), and where all papers of a
+bundle's own quantiles ("batch"), or the mean of both ("mix"). credit: how responses share a paper's a: all of it each
+("uniform"); a/std of the prompt's rewards ("std", 1 where that is below 1e-3); a·(R_b − mean_b)/Σ_b'(R_b' − mean_b'),
+or equal shares where that sum is 0 ("sum-mean"). upper > 0 puts upper·(S − q_u)⁺/(1 − u) for ω·a_C: the authors'
+risk-seeking ablation. Ours: the first batch has its bundles' own quantiles, and q starts as that of all its papers (the
+code's at 0); bundles follow the prompts' ids, with fewer prompts there is one (`etr.bundles`); where all papers of a
 bundle score the same nothing is divided (the code divides by 1e-6). Groups must be of equal size.
 """
 
@@ -117,4 +117,4 @@ class RiskPO(GRPO):
             tail, weight = over / (1 - self.high), self.upper
         value = (weight * tail + middle / (self.high - self.low)) / (weight + 1)
         spread = papers.std()
-        return value / torch.where(spread > 1e-9, spread, 1.0) if self.scale else value
+        return value / torch.where(spread > 0, spread, 1.0) if self.scale else value

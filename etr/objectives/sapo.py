@@ -18,10 +18,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from etr import regions
 from etr.batch import Batch, Region
 from etr.checks import check_range
 from etr.objective import Objective, Paper
-from etr.objectives.topr import number
 from etr.registry import register
 
 
@@ -47,6 +47,6 @@ class SAPO(Objective):
 
     def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:
         advantages = batch.token_advantages
-        pos, neg = (number(tau, log_ratio) for tau in (self.tau_pos, self.tau_neg))
+        pos, neg = (regions.number(tau, log_ratio) for tau in (self.tau_pos, self.tau_neg))
         tau = torch.where(advantages > 0, pos, neg)
         return 4 / tau * torch.sigmoid(tau * (log_ratio.exp() - 1)) * advantages

@@ -7,7 +7,8 @@ Paper: Chen et al., "SEED-GRPO: Semantic Entropy Enhanced GRPO", 2505.12346, eqs
 by length (Dr. GRPO) are the paper's. THIRD-PARTY in f: its linear form was read in a re-implementation, the others are
 ours by their names. The probabilities of the G responses are scaled to sum 1 (`estimate` "sequence"), so that one
 answer has SE = 0; "length" takes geometric means per token first, "frequency" counts: p(C_k) = |C_k|/G. The paper's
-maximum ln G holds for equal probabilities; here SE is cut there (ours), so that f is never negative.
+maximum ln G holds for equal probabilities; here SE is cut there (ours), so that f is never negative. Answers without
+tokens (masked out) are in no cluster and not in G.
 α = 0 is Dr. GRPO. EMPO makes semantic entropy the reward; here it is only a step size.
 """
 
@@ -67,17 +68,21 @@ class SEEDGRPO(Shaping, DrGRPO):
             log_prob = log_prob / batch.response_mask.sum(-1).clamp(min=1)
         elif self.estimate == "frequency":
             log_prob = torch.zeros_like(log_prob)
-        x = self.alpha * semantic_entropy(log_prob, batch.clusters, batch.group_ids).unsqueeze(-1)
+        rows = batch.response_mask.any(-1)
+        x = self.alpha * semantic_entropy(log_prob, batch.clusters, batch.group_ids, rows).unsqueeze(-1)
         factor = {"linear": 1 - x, "exponential": (-x).exp(), "focal": (1 - x).square()}[self.kind]
         return (batch.token_advantages * factor).expand_as(batch.log_probs)
 
 
-def semantic_entropy(log_prob: Tensor, clusters: Tensor, group_ids: Tensor) -> Tensor:
-    """SE(q)/ln G of each response's group, cut at 1."""
-    groups, members = Groups(log_prob, group_ids), alike.same(group_ids) & alike.same(clusters)
-    most = torch.where(alike.same(group_ids), log_prob.unsqueeze(-2), -torch.inf).amax(-1)
-    chance = (log_prob - most).exp()
-    chance = chance / groups.sum(chance)
-    mass, one = alike.total(members, chance), 1 / alike.count(members, log_prob)  # each cluster counts once
-    entropy = groups.sum(-mass.clamp(min=torch.finfo(mass.dtype).tiny).log() * one) / groups.sum(one)
-    return (entropy / groups.size.log()).clamp(0, 1)
+def semantic_entropy(log_prob: Tensor, clusters: Tensor, group_ids: Tensor, rows: Tensor) -> Tensor:
+    """SE(q)/ln G of each response's group, cut at 1; of `rows` alone, the responses that have tokens."""
+    groups, counted = Groups(log_prob, group_ids), alike.same(group_ids) & rows.unsqueeze(-2)
+    members = counted & alike.same(clusters)
+    most = torch.where(counted, log_prob.unsqueeze(-2), -torch.inf).amax(-1)
+    chance = torch.where(rows, (log_prob - most).exp(), 0.0)
+    chance = chance / torch.where(rows, groups.sum(chance), 1.0)
+    mass = alike.total(members, chance).clamp(min=torch.finfo(chance.dtype).tiny)
+    one = torch.where(rows, 1 / alike.count(members, log_prob), 0.0)  # each cluster counts once
+    entropy = groups.sum(-mass.log() * one) / groups.sum(one).clamp(min=0.5)
+    largest = groups.sum(rows.to(entropy.dtype)).log()
+    return torch.where(largest > 0, entropy / torch.where(largest > 0, largest, 1.0), 0.0).clamp(0, 1)

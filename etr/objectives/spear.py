@@ -1,16 +1,17 @@
 """SPEAR: imitate one's own good answers: a buffer of them is replayed, ever more, with advantages of today.
 
     kept:      answers with A > 0 and R = 1, at most `capacity`, for `age` steps
-    replayed:  up to `share` of each group, the oldest first, each once;  Ã = max(0, R − P50(recent group means))
+    replayed:  up to `share` of each group, never all of it, the oldest first, each once
+               Ã = max(0, R − P50(recent group means))
     J = GRPO on the others + c(t)·[min(ρÃ, clip(ρ)Ã)] on the replayed,  ρ = π/π_then,  c(t) = c_max·(1 − cos(πt/τ))/2
 
 Paper: "Learn the ropes, then trust the wins: self-imitation with progressive exploration (SPEAR)", 2509.22601, and its
 code. Default: capacity 2048, age 10, a window of 10240, c_max = 1 (their README; 0.001 in a script), τ = 200 steps, c
 constant after them.
-OURS: replayed answers take the place of samples (theirs are batches of their own, used when the buffer is full) and
-stand outside the group's mean and std; their plain clip in the place of Clip-Cov; the window counts answers, each with
-its group's mean; the reward for tool calls is a reward and not here. Also under a noisy verifier a
-kept answer has R = 1.
+OURS: share = 1/4; replayed answers take the place of samples (theirs are batches of their own, used when the buffer is
+full) and stand outside the group's mean and std; their plain clip in the place of Clip-Cov; the window counts answers,
+each with its group's mean; the reward for tool calls is a reward and not here. Also under a noisy verifier a kept
+answer has R = 1.
 Against `grpo`: the replayed answers.
 """
 
@@ -73,7 +74,7 @@ class SPEAR(Shaping, Demonstrated, GRPO):
 
     def start(self, attempt: Attempt) -> Start | None:
         (prompts, size, horizon), buffer = attempt.tokens.shape[-3:], buffer_in(dict(attempt.state))
-        slots = round(self.share * size)
+        slots = min(size - 1, round(self.share * size))  # an answer of its own must say how good the policy is today
         if attempt.round or slots == 0 or buffer.tokens.shape[-1] != horizon:  # no width: nothing is in it yet
             return None
         taken = [buffer.take(rank, prompts) for rank in range(slots)]

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from etr import regions
 from etr.batch import Batch, Region
 from etr.checks import check_range
 from etr.objective import Objective, Paper, Reduction
@@ -44,7 +44,7 @@ class SPOSimple(Objective):
         return {"gradient_follows_advantage": "beyond 1 + ε·sign(A) the parabola pulls the ratio back, by design"}
 
     def region(self, batch: Batch, log_ratio: Tensor) -> Region:
-        eps = torch.as_tensor(self.eps, dtype=log_ratio.dtype, device=log_ratio.device)
+        eps = regions.number(self.eps, log_ratio)
         return Region((1 - eps).clamp(min=0.0), 1 + eps)  # where the maxima are: nothing stops there
 
     def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:

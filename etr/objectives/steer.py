@@ -2,7 +2,7 @@
 
     Ω_t = |A_t/π_old(y_t)·π(y_t)·(1 − π(y_t))·(log π(y_t) + H_t)|       first-order entropy change of the update
     exponential   w = e^{−k·Ω},  k = −log(w_min)/max(max Ω, 0.02)        in [w_min, 1]
-    linear        w = w_max − (Ω − min Ω)/(max Ω − min Ω)·(w_max − w_min)
+    linear        w = w_max − (Ω − min Ω)/(max Ω − min Ω)·(w_max − w_min), 1 where all Ω are equal
 
 Paper: Hao et al., "Rethinking entropy interventions in RLVR: an entropy change perspective", 2510.10150. w is a
 constant that multiplies the clipped loss, here as A'_t = w_t·A_t, which is the same. Defaults: the authors' code, w_min
@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from etr import masked
@@ -28,6 +29,7 @@ from etr.registry import register
 from etr.shaping import Shaping
 
 LEAST_SPAN = 0.02  # the authors' code: below it k stops growing
+NO_SPAN = 1e-12  # of Ω: below it no token stands out, and all have w = 1 (linear)
 
 
 @register("steer")
@@ -65,6 +67,8 @@ class STEER(Shaping, GRPO):
         omega, mask = self.change(batch), batch.response_mask
         if self.weighting == "linear":
             weight = self.w_max - masked.unit(omega, mask) * (self.w_max - self.w_min)
+            span = masked.largest(omega, mask) - masked.least(omega, mask)
+            weight = torch.where(span < NO_SPAN, 1.0, weight)
         else:
             k = -math.log(self.w_min) / masked.largest(omega, mask).clamp(min=LEAST_SPAN)
             weight = (-k * omega).exp()

@@ -4,8 +4,9 @@
     J = agg[w_neg·sg[clip(r, 0, 1)]·A·log π]              where A < 0
 
 Paper: Le Roux et al., "Tapered Off-Policy REINFORCE", 2503.14286. The weight is that of the whole answer, Π_t r_t
-(`level` "sequence"), in ROLL's code each token's own ("token"). Defaults: the paper's interval [0, 1], that is
-ε_low = 1 and ε_high = 0, and weights 1.
+(`level` "sequence", the default), in ROLL's code each token's own ("token"). Only the second was read in code: that the
+paper means the whole answer is third-party. Defaults: the paper's interval [0, 1], that is ε_low = 1 and ε_high = 0, and
+weights 1.
 OUR choice: "right" is A > 0 and not R > 0, which is the same for 0/1 rewards with a baseline and does not depend on
 their coding; advantages are leave-one-out.
 Differs from `reinforce`: the push away from a wrong answer fades as it becomes rarer, where log π has no lower bound;
@@ -21,7 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from etr import ratios, surrogates
+from etr import ratios, regions, surrogates
 from etr.batch import Batch, Region
 from etr.checks import check_choice, check_range
 from etr.objective import Paper, Reduction, Scope
@@ -71,16 +72,11 @@ class TOPR(REINFORCE):
 
     def region(self, batch: Batch, log_ratio: Tensor) -> Region:
         wrong = batch.token_advantages < 0
-        low, high = (number(x, log_ratio) for x in (1 - self.eps_low, 1 + self.eps_high))
+        low, high = (regions.number(x, log_ratio) for x in (1 - self.eps_low, 1 + self.eps_high))
         return Region(torch.where(wrong, low, 1.0), torch.where(wrong, high, 1.0))
 
     def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:
         advantages = batch.token_advantages
-        pos, neg = (number(x, log_ratio) for x in (self.weight_pos, self.weight_neg))
+        pos, neg = (regions.number(x, log_ratio) for x in (self.weight_pos, self.weight_neg))
         weight = torch.where(advantages < 0, neg, pos)
         return surrogates.weighted_policy_gradient(log_ratio, batch.log_probs, weight * advantages, region)
-
-
-def number(value: float, like: Tensor) -> Tensor:
-    """A field as a tensor of full precision: `torch.where` of two plain numbers is in single precision."""
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device)

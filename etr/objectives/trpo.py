@@ -5,10 +5,11 @@
 
 Paper: Schulman et al., "Trust Region Policy Optimization", 1502.05477. The paper's: surrogate, constraint, and a
 natural-gradient step with conjugate gradient and a line search. That step is an optimiser and not a loss: it is
-`etr.oracles.trpo.step`, for policies small enough to know exactly. Both belong together: at the old policy the maximum
-of the penalised quadratic model is the constrained step of size δ if β = √(gᵀF⁻¹g/(2δ)); for a softmax policy and
-advantages of mean square 1 (z-scores) gᵀF⁻¹g = 1, so β = 1/√(2δ), and δ = 0.01 (the authors' code) gives β = 7.07.
-OUR choice: the fixed penalty with that β, and how KL is measured:
+`etr.oracles.trpo.step`, for policies small enough to know exactly, and the part that is verified. Both belong together:
+at the old policy the maximum of the penalised quadratic model is the constrained step of size δ if β = √(gᵀF⁻¹g/(2δ)).
+For a softmax policy gᵀF⁻¹g is the mean square of E[A | state, token]: with advantages of mean square 1 (z-scores) 1 in
+a bandit without noise, and at most 1 otherwise, so that KL ≤ δ with β = 1/√(2δ); δ = 0.01 (the authors' code) gives
+β = 7.07. RECONSTRUCTED, so OURS: the fixed penalty with that β, z-scores, the mean over tokens, and how KL is measured:
 `kl` "sampled": r − 1 − log r of the sampled token, whose mean over π_old is the KL, and its gradient the KL's;
 "full": Σ_a π_old(a)·log(π_old(a)/π(a)), over the whole vocabulary.
 Differs from PPO: no clip; a soft bound on the mean instead of a hard one on every token.
@@ -21,7 +22,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from etr import ratios
+from etr import distributions, ratios
 from etr.batch import Batch
 from etr.checks import check_choice
 from etr.objective import Objective, Paper, Reduction, Scope, State
@@ -37,7 +38,7 @@ class TRPO(Objective):
     beta: float = 7.07
     kl: str = "sampled"
 
-    paper: ClassVar[Paper] = Paper("Trust Region Policy Optimization", "1502.05477", "verified")
+    paper: ClassVar[Paper] = Paper("Trust Region Policy Optimization", "1502.05477", "reconstructed")
     reduces_to: ClassVar[Reduction | None] = Reduction("ppo", {"beta": 0.0}, {"eps_low": 1.0, "eps_high": 1e30})
     examples = ({"kl": "full"}, {"beta": 0.0})
 
@@ -60,9 +61,7 @@ class TRPO(Objective):
     def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]:
         if self.kl == "sampled":
             return batch, state
-        old = batch.clean().full_log_probs
-        assert old is not None  # in `needs`
-        return batch.with_columns(trpo_old=old.detach()), state  # the old policy is a constant of the update
+        return batch.with_columns(trpo_old=distributions.table(batch)), state
 
     def regularizer(self, batch: Batch) -> Tensor | None:
         if self.beta == 0:
@@ -70,6 +69,5 @@ class TRPO(Objective):
         if self.kl == "sampled":
             log_ratio = ratios.token(batch)
             return self.beta * (log_ratio.exp() - 1 - log_ratio)
-        assert batch.full_log_probs is not None  # in `needs`
-        old = batch.columns["trpo_old"].to(batch.full_log_probs.dtype)
-        return self.beta * (old.exp() * (old - batch.full_log_probs)).sum(-1)
+        new, old = distributions.new_and_old(batch, "trpo_old")
+        return self.beta * (old.exp() * (old - new)).sum(-1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from etr.errors import FieldError
 from etr.objective import Paper, Reduction
 from etr.objectives.grpo import GRPO
 from etr.registry import register
@@ -28,3 +29,10 @@ class TwoSided(GRPO):
     paper: ClassVar[Paper] = Paper("INTELLECT-2 (two-sided GRPO clipping)", "2505.07291", "verified")
     reduces_to: ClassVar[Reduction | None] = Reduction("grpo", {"dual_clip": None})
     examples = ({"dual_clip": 1.5},)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dual_clip is not None and self.dual_clip < 1 + self.eps_high:  # TRL's form would cut right answers at δ
+            raise FieldError(
+                f"TwoSided.dual_clip is {self.dual_clip:g} and eps_high {self.eps_high:g}; give dual_clip >= 1 + eps_high"
+            )

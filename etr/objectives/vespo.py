@@ -20,7 +20,7 @@ from torch import Tensor
 
 from etr import advantages
 from etr.batch import Batch, Region
-from etr.errors import FieldError
+from etr.checks import check_ranges
 from etr.objective import Paper, Reduction, Scope
 from etr.objectives.reinforce import REINFORCE
 from etr.ratios import LOG_RATIO_LIMIT
@@ -45,9 +45,7 @@ class VESPO(REINFORCE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in PARAMETERS:
-            if (value := getattr(self, name)) < 0:
-                raise FieldError(f"VESPO.{name} is {value:g}; give a number of at least 0")
+        check_ranges(self, 0.0, 1e9, *PARAMETERS)
 
     @property
     def scope(self) -> Scope:

@@ -26,7 +26,7 @@ def quadrant(log_prob: Tensor, entropy: Tensor, advantage: Tensor) -> Tensor:
     """The sign of dH without the baseline B: −sign(A)·sign(ln π_k + H), in {−1, 0, 1}.
 
     A likely token (−ln π < H) rewarded or a rare one punished lowers the entropy, the other two raise it. Evidence:
-    verified. It is wrong where S_k lies between 0 and B.
+    third-party. It is wrong where S_k lies between 0 and B.
 
     >>> import torch
     >>> h = torch.tensor(1.0)

@@ -3,8 +3,8 @@
     solve (F + α)x = g by conjugate gradient;   full step  s = √(2δ / xᵀ(F + α)x)·x
     take the first of s, c·s, c²·s, … with mean KL(π_old ‖ π) ≤ δ and a better surrogate, or none of them
 
-F, g and KL are means over prompts, in nats per sequence. The objective `trpo` is the same aim as a penalty, for
-optimisers that cannot do this.
+F, g and KL are means over prompts, in nats per sequence. This step is the paper's and verified. The objective `trpo` is
+the same aim as a penalty, for optimisers that cannot do this, and reconstructed.
 """
 
 from __future__ import annotations

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from etr import exact
+from etr.oracles.policy_cliff import soft_policy
 from etr.reproduce.base import Measured, Statement, Target, exactly, printed, published
 from toy_envs import ExactModel
 
 GAP, TEMPERATURES = 0.01, (0.01, 0.1, 1.0)
-
-
-def soft_policy(rewards: Tensor, tau: float) -> Tensor:
-    """The maximiser of J + τH: π ∝ exp(r/τ), `[..., K]`."""
-    return (rewards / tau).softmax(-1)
 
 
 def greedy_jump() -> list[Measured]:
