@@ -70,7 +70,8 @@ def top_shares(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
     """Shares in [0, 1] that add up to `count` `[*R, 1, 1]`: 1 for the largest kept values of a run, 0 for the others;
     values that tie at the cut share the places left, so that no order of responses matters. In double precision."""
     held = _filled(values, mask, -torch.inf)
-    cut = held.flatten(-2).sort(-1, descending=True).values.gather(-1, (count.flatten(-2) - 1).clamp(min=0))
+    ordered = held.flatten(-2).sort(-1, descending=True).values
+    cut = ordered.gather(-1, (count.flatten(-2) - 1).clamp(0, ordered.shape[-1] - 1))
     above, tied = (mask & found for found in (held > cut.unsqueeze(-1), held == cut.unsqueeze(-1)))
     left = count - above.sum(BATCH, keepdim=True)
     share = left / tied.sum(BATCH, keepdim=True).clamp(min=1).double()

@@ -76,6 +76,7 @@ def test_show_prints_equation_fields_and_reduction(capsys: pytest.CaptureFixture
     assert "Equals grpo at micro=0.0, macro=0.0." in out
     assert "Needs: group." in out
     assert "Breaks the law 'finite_differences' by design" in run(capsys, "show", "cispo")[1]
+    assert "grpo       " in run(capsys, "show", "grpo")[1] and "π_old" in run(capsys, "show", "grpo")[1]
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,3 +93,13 @@ def test_homogeneous_groups_are_found_exactly() -> None:
     rewards = torch.tensor([0.1] * 10 + [0.1, near])
     found = Groups(rewards, torch.tensor([0] * 10 + [1] * 2)).homogeneous(rewards)
     assert found.tolist() == [True] * 10 + [False] * 2
+
+
+@pytest.mark.parametrize("ids", [[0, 0, 1, 1, 2, 2], [4, 7, 4, 7, 7, -3]])
+def test_least_and_largest_of_a_group(ids: list[int]) -> None:
+    """In rows of equal groups and in any others, also where some values are infinite (answers that do not count)."""
+    values = [[0.5, -1.0, float("inf"), 2.0, 0.0, 3.0], [1.0, 1.0, 1.0, float("-inf"), 2.0, -2.0]]
+    groups = Groups(torch.zeros(2, 6, dtype=torch.float64), torch.tensor(ids))
+    for found, choose in ((groups.least, min), (groups.largest, max)):
+        want = [[choose(v for v, j in zip(row, ids, strict=True) if j == i) for i in ids] for row in values]
+        assert found(torch.tensor(values, dtype=torch.float64)).tolist() == want

@@ -266,6 +266,7 @@ BAD_FIELDS = [
     ("bapo", {"count": "values"}, "did you mean 'value'"),
     ("bapo", {"step": 0.0}, "step"),
     ("two_sided", {"dual_clip": 0.9}, "dual_clip"),
+    ("two_sided", {"dual_clip": 1.3, "eps_high": 0.4}, r"give dual_clip >= 1 \+ eps_high"),
     ("spo_simple", {"eps": 0.0}, "eps"),
     ("pspo", {"alpha": 1.5}, "alpha"),
     ("topr", {"level": "answer"}, "level"),

@@ -307,23 +307,24 @@ def test_a_saved_state_goes_on_bit_by_bit_and_runs_do_not_mix(kind: str, tmp_pat
 
 
 BAD: list[tuple[str, dict[str, object], str]] = [
-    ("agpo_adaptive", {"homogeneous": -1.0}, "AGPOAdaptive.homogeneous is -1; give a number of at least 0"),
-    ("agpo_feedback", {"spread": -0.1}, "AGPOFeedback.spread is -0.1; give a number of at least 0"),
+    ("agpo_adaptive", {"homogeneous": -1.0}, "AGPOAdaptive.homogeneous is -1; give a number from 0 "),
+    ("agpo_feedback", {"spread": -0.1}, "AGPOFeedback.spread is -0.1; give a number from 0 "),
     ("grpo_guard", {"kind": "stat"}, "unknown GRPOGuard.kind 'stat'; did you mean 'state'"),
     ("grpo_guard", {"strength": 2.0}, "GRPOGuard.strength is 2; give a number from 0 to 1"),
-    ("m2po", {"budget": -0.1}, "M2PO.budget is -0.1; give a number of at least 0"),
+    ("m2po", {"budget": -0.1}, "M2PO.budget is -0.1; give a number from 0 "),
     ("erc", {"delta_low": 0.0}, "ERC.delta_low is 0; give a number above 0"),
-    ("vespo", {"k_neg": -1.0}, "VESPO.k_neg is -1; give a number of at least 0"),
-    ("fipo", {"half_life": 0.0}, "FIPO.half_life is 0; give a number of tokens above 0"),
-    ("fipo", {"weight_low": 1.1}, "give 0 <= weight_low <= 1 <= weight_high"),
+    ("vespo", {"k_neg": -1.0}, "VESPO.k_neg is -1; give a number from 0 "),
+    ("fipo", {"half_life": 0.0}, "FIPO.half_life is 0; give a number above 0"),
+    ("fipo", {"weight_low": 1.1}, "FIPO.weight_low is 1.1; give a number from 0 to 1"),
+    ("fipo", {"weight_high": 0.9}, "FIPO.weight_high is 0.9; give a number from 1 "),
     ("real", {"tau": 0.0}, "REAL.tau is 0; give a number above 0"),
     ("adpo", {"tau": 0.0}, "ADPO.tau is 0; give a number above 0"),
-    ("adpo", {"reward_temperature": 0.05}, "ADPO.reward_temperature is 0.05; give a number of at least 0.1"),
-    ("dro", {"tau": -1.0}, "DRO.tau is -1; give a number of at least 0"),
+    ("adpo", {"reward_temperature": 0.05}, "ADPO.reward_temperature is 0.05; give a number from 0.1 "),
+    ("dro", {"tau": -1.0}, "DRO.tau is -1; give a number from 0 "),
     ("kl_mask", {"delta": 0.0}, "KLMask.delta is 0; give a number above 0"),
     ("flexible_entropy", {"schedule": "di"}, "unknown FlexibleEntropy.schedule 'di'; did you mean 'did'"),
-    ("flexible_entropy", {"steps": 0}, "FlexibleEntropy.steps is 0; give at least 1"),
-    ("flexible_entropy", {"slope": 0.4}, "give 0 <= slope <= height < 1"),
+    ("flexible_entropy", {"steps": 0}, "FlexibleEntropy.steps is 0; give a number from 1 "),
+    ("flexible_entropy", {"slope": 0.4}, "FlexibleEntropy.slope is 0.4; give a number from 0 to 0.3"),
 ]
 
 

@@ -114,14 +114,14 @@ def vocabulary(size: int = 5) -> tuple[Batch, Tensor, Tensor]:
 def test_grpo_guard_centres_the_log_ratio_under_the_old_policy() -> None:
     """E_old[log r] = −KL(π_old ‖ π) before and exactly 0 behind it."""
     batch, old, new = vocabulary()
-    objective = etr.get("grpo_guard")
+    objective = etr.get("grpo_guard", kind="state")
     batch = replace(prepared(objective, batch), log_probs=new[:, None], full_log_probs=new.expand(5, 1, -1))
     kl = (old.exp() * (old - new)).sum().item()
     found = etr.policy_loss(objective, batch).log_ratio[:, 0]
     assert kl > 0.1 and (old.exp() * (new - old)).sum().item() == pytest.approx(-kl)
     assert (old.exp() * found).sum().item() == pytest.approx(0.0, abs=1e-12)
     assert found.tolist() == pytest.approx((new - old + kl).tolist())
-    half = etr.policy_loss(etr.get("grpo_guard", strength=0.5), batch).log_ratio[:, 0]
+    half = etr.policy_loss(etr.get("grpo_guard", kind="state", strength=0.5), batch).log_ratio[:, 0]
     assert half.tolist() == pytest.approx((new - old + kl / 2).tolist())
     ratio = (new - old + kl).exp()  # clipped and its gradient at the centred ratio: A = 1, 1.2 is the bound
     want = torch.where(ratio <= 1.2, ratio, 0.0)
@@ -131,7 +131,7 @@ def test_grpo_guard_centres_the_log_ratio_under_the_old_policy() -> None:
 def test_grpo_guard_of_responses_keeps_only_differences_within_them() -> None:
     """Response 0: 0.3, −0.1, 0.1 less their mean 0.1; a single token is always at 1, however far it moved."""
     batch = tokens([[0.3, -0.1, 0.1], [2.0]], [1.0, -1.0])
-    objective = etr.get("grpo_guard", kind="response")
+    objective = etr.get("grpo_guard")
     found = etr.policy_loss(objective, batch)
     assert rows(found.log_ratio, batch) == approx([[0.2, -0.2, 0.0], [0.0]])
     assert coefficients(objective, batch) == approx([[0.0, math.exp(-0.2), 1.0], [-1.0]])  # e^0.2 > 1.2

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from etr.errors import InputError
 from etr.oracles import differential_information as did
 from etr.oracles import inpo, policy_cliff, quantal_response, token_entropy
 
@@ -223,3 +224,18 @@ def test_quantal_responses_answer_each_other_and_cool_down_to_nash() -> None:
     np.testing.assert_allclose(y, [0.4, 0.6], atol=0.02)
     nash = torch.tensor([0.4, 0.6], dtype=torch.float64)
     assert quantal_response.nash_gap(payoff, nash, nash).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_quantal_responses_are_found_or_refused() -> None:
+    """However low the temperature, what comes back answers itself; too few steps are said to be too few."""
+    payoff = torch.tensor([[2.0, -1.0, 0.5], [-1.0, 1.0, 0.0]], dtype=torch.float64)
+    for tau, column in ((0.05, None), (0.05, 0.5), (100.0, None)):
+        x, y = quantal_response.quantal_response(payoff, tau, column)
+        torch.testing.assert_close(x, (payoff @ y / tau).softmax(-1), rtol=1e-9, atol=0)
+        torch.testing.assert_close(y, (-payoff.T @ x / (column or tau)).softmax(-1), rtol=1e-9, atol=0)
+    with pytest.raises(
+        InputError, match=r"^after 50 steps the answers are still .* off \(in logits\); raise iterations"
+    ):
+        quantal_response.quantal_response(payoff, 0.05, iterations=50)
+    with pytest.raises(InputError, match="the temperature is 0; give one above 0"):
+        quantal_response.quantal_response(payoff, 1.0, 0.0)

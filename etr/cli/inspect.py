@@ -11,7 +11,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 import etr
-from etr import laws
+from etr import laws, unified
 from etr.cli.card import draw_card
 from etr.cli.options import console, print_table
 from etr.errors import InputError, unknown
@@ -80,6 +80,8 @@ def show(name: Annotated[Positional[str], arg(metavar="RECIPE")], png: str | Non
     console.print(f"Category: {objective.category}. Scope: {objective.scope}. Needs: {needed}.")
     for law, reason in objective.exceptions.items():
         console.print(f"Breaks the law '{law}' by design: {escape(reason)}.")
+    console.print("\nThe four parts of its gradient (2509.04419) on a random off-policy batch, c = mask · A · π/π_ref:")
+    console.print(escape(unified.table([objective], laws.random_batch(objective))), soft_wrap=True)
     if png is not None:
         draw_card(recipe, Path(png))
         console.print(f"Wrote {escape(png)}.")

@@ -45,18 +45,22 @@ def objective_card(objective: Objective, learning: Learning | None = None, capti
 
 
 def _bounds(axes: Axes, objective: Objective, color: str) -> list[End]:
-    one, ends = torch.ones(1, dtype=torch.float64), []
+    one, ends, highest = torch.ones(1, dtype=torch.float64), [], 1.6
     correct = range(1, SIZE)
     rates = [k / SIZE for k in correct]
     for right, (label, dashes) in SIGNS.items():
         found = [probe(objective, one, right, k) for k in correct]
-        for bound in ("low", "high"):
-            values = [min(float(getattr(point, bound)), CEILING) for point in found]
-            axes.plot(rates, values, color=color, ls=dashes)
-            if bound == "high":
-                ends.append(End(rates[-1], values[-1], label, color))
+        low, high = ([min(float(getattr(point, bound)), CEILING) for point in found] for bound in ("low", "high"))
+        axes.plot(rates, low, color=color, ls=dashes)
+        axes.plot(rates, high, color=color, ls=dashes)
+        highest = max(highest, *high)
+        if high[-1] < CEILING:
+            ends.append(End(rates[-1], high[-1], label, color))
+    if highest == CEILING:
+        axes.text(0.5, 0.9, "no upper bound", color=QUIET, ha="center", transform=axes.transAxes)
     axes.axhline(1, color=QUIET, lw=0.8)
-    axes.set(title="region", xlabel="success rate of the group, p", ylabel="bounds on the ratio r", ylim=(0, CEILING))
+    axes.set(title="region", xlabel="success rate of the group, p", ylabel="bounds on the ratio r")
+    axes.set_ylim(0, 1.02 * highest)
     return ends
 
 

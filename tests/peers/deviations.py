@@ -118,14 +118,6 @@ LOSSES = [
         tokens=lambda case: d.mean_log_ratio(case) > 10,
     ),
     Deviation(
-        "verl-loss-dppo.*-extreme-.*",
-        "DPPO, ratios beyond e^±20",
-        "masks by the ratio itself",
-        "masks by the bounded ratio",
-        "one bound for all ratios; only tokens of an old probability below 1e-9 can escape the mask",
-        tokens=d.far_from_old,
-    ),
-    Deviation(
         "verl-loss-kl_cov-.*",
         "KL-Cov, which tokens are tied",
         "those of the largest covariance at every update",
