@@ -54,8 +54,8 @@ class Correction:
     `REJECTS`. normalize: divide by the mean weight of all response tokens of the batch, so that it is 1.
     sequence_mask: δ of the off-policy sequence mask, which drops a response with A < 0 while
     mean_t(log π_rollout − log π) > δ under the policy of the moment; None for no mask.
-    Bounds are of ρ. verl states those of token_k1, seq_sum_k1 and seq_mean_k1 for 1/ρ: its "a_b" is reject_low = 1/b and
-    reject_high = 1/a here.
+    Bounds are of ρ. verl states those of token_k1, seq_sum_k1 and seq_mean_k1 for 1/ρ: its "a_b" is reject_low = 1/b
+    and reject_high = 1/a here.
     Evidence: verified (the formulas of TRL, slime, OpenRLHF and of verl's documentation, by hand arithmetic).
     """
 

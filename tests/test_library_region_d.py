@@ -29,8 +29,8 @@ def prepared(objective: etr.Objective, batch: Batch) -> Batch:
 # Equal tokens ---------------------------------------------------------------------------------------------------------
 
 TIED: list[tuple[str, dict[str, Any]]] = [
-    ("clip_cov", {"cov_low": 0.0, "share": 0.3}),
-    ("kl_cov", {"share": 0.3}),
+    ("clip_cov", {"cov_low": 0.5, "cov_high": 0.6, "share": 0.3}),
+    ("kl_cov", {"share": 0.5}),
     ("clip_v", {"threshold": 0.1, "most": 0.3}),
 ]
 
@@ -39,7 +39,7 @@ def arms() -> Batch:
     """A bandit's answers: five of one arm and prompt that are the same in all, and other ones."""
     chances = double([0.1, 0.6, 0.6, 0.3, 0.1, 0.1, 0.6, 0.1, 0.3, 0.1])
     wrong = [0, 4, 5, 7, 9]
-    advantages = double([-1.0 if i in wrong else 0.9 - 0.1 * i for i in range(10)])
+    advantages = double([-1.0 if i in wrong else 0.9 - 0.12 * i for i in range(10)])
     full = double([0.6, 0.3, 0.1]).log().expand(10, 1, 3)
     log_probs = chances.log().unsqueeze(-1)
     entropy = -(full.exp() * full).sum(-1)
@@ -49,7 +49,7 @@ def arms() -> Batch:
 
 @pytest.mark.parametrize(("name", "fields"), TIED)
 def test_equal_tokens_are_treated_alike_in_any_order(name: str, fields: dict[str, Any]) -> None:
-    """Three places among five equal tokens: 3/5 for each, not the first three of the batch."""
+    """Three places among five equal tokens, behind two larger ones for KL-Cov: 3/5 for each, not the first three."""
     objective, batch = etr.get(name, **fields), arms()
     order = torch.tensor([9, 3, 7, 1, 0, 8, 2, 5, 6, 4])
     found, shuffled = (prepared(objective, b) for b in (batch, batch.rows(order)))
@@ -154,11 +154,16 @@ def test_dppo_masks_a_token_from_nowhere(name: str, dtype: torch.dtype) -> None:
     assert etr.gradient_coefficient(etr.get(name, anchor="old"), away).item() == 0.0
 
 
-@pytest.mark.parametrize(
-    ("fields", "high"),
-    [({}, 10.0), ({"ratio_cap": 2.0}, 10.0), ({"ratio_cap": 2.0, "dual_clip": 3.0}, 3.0)]
-    + [({"ratio_cap": 2.0, "dual_clip": None}, 2.0), ({"ratio_cap": 20.0}, 20.0)],
-)
+CAPS: list[tuple[dict[str, Any], float]] = [
+    ({}, 10.0),
+    ({"ratio_cap": 2.0}, 10.0),
+    ({"ratio_cap": 2.0, "dual_clip": 3.0}, 3.0),
+    ({"ratio_cap": 2.0, "dual_clip": None}, 2.0),
+    ({"ratio_cap": 20.0}, 20.0),
+]
+
+
+@pytest.mark.parametrize(("fields", "high"), CAPS)
 def test_dcpo_caps_its_upper_bound_at_the_larger_of_cap_and_dual_clip(fields: dict[str, Any], high: float) -> None:
     old = torch.full((1, 1), -12.0, dtype=torch.float64)  # ½ + ½·√(1 + 0.8·e^12) = 181
     batch = Batch(old, old, old < 0, double([1.0]))

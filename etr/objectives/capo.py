@@ -9,12 +9,13 @@ One step η·G of the output layer moves the logits of token t by η·u, u = G·
 Paper: Melo, Abate, Gal, "Stabilizing Policy Gradients for Sample-Efficient Reinforcement Learning in LLM Reasoning",
 2510.00819. Defaults τ_F = 1e-4 (`fisher_limit`), τ_H = 0.01 (`objective_limit`) are the authors' script (for
 Dr. GRPO 1e-3 and 5e-4, for REINFORCE 1e-5 and 0.1); distributions are cut at the likeliest tokens, as theirs.
-m_H and m_F are the paper's, u is OURS, so the evidence is third-party: in a tabular softmax h is one-hot in the state, so hᵀh' is 1 for tokens behind the same prefix of the
-same prompt and 0 otherwise, and u = Σ A'·v'/N over the batch's tokens in the same state, in closed form. Exact for
-tables with no more tokens than `top_log_probs` has. An LLM's h overlap between prefixes: there this keeps only the part
-of G that comes from the same prefix, an approximation. G is the plain gradient (mean over N tokens); a step of Adam is
-not modelled. η = 0.2 (`step`) is ours: it leaves out up to 2 per cent of the tokens at the start of toy training. (From
-0.4 on the rare right answers, whose m_H is largest, go first, and a bandit is no longer learned.)
+m_H and m_F are the paper's, u is OURS, so the evidence is third-party: in a tabular softmax h is one-hot in the state,
+so hᵀh' is 1 for tokens behind the same prefix of the same prompt and 0 otherwise, and u = Σ A'·v'/N over the batch's
+tokens in the same state, in closed form. Exact for tables with no more tokens than `top_log_probs` has. An LLM's h
+overlap between prefixes: there this keeps only the part of G that comes from the same prefix, an approximation. G is
+the plain gradient (mean over N tokens); a step of Adam is not modelled. η = 0.2 (`step`) is ours: it leaves out up to
+2 per cent of the tokens at the start of toy training. (From 0.4 on the rare right answers, whose m_H is largest, go
+first, and a bandit is no longer learned.)
 Differs from GRPO: the mask. Not CAPO of contrastive or credit-assignment papers with the same letters.
 """
 

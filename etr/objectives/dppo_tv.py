@@ -105,7 +105,7 @@ class DPPOTV(Objective):
 
     def surrogate(self, batch: Batch, log_ratio: Tensor, region: Region) -> Tensor:
         ratio, advantages = log_ratio.detach().exp(), batch.token_advantages  # M is a rule, not optimised through
-        # Not by `ratio`: what the bound e^20 hides, a token that came from below 1e-9, would escape its mask.
+        # Not by `ratio`, bounded at e^20: a token that came from below 1e-9 would escape its mask.
         moved = (batch.log_probs - self.anchored(batch)).detach().double().exp()
         if self.kind == "binary":
             above, below = moved > batch.columns["dppo_high"], moved < batch.columns["dppo_low"]

@@ -8,9 +8,10 @@ The paper's: the rule; the authors' script and code: budget 0.04, ε_low = 0.3 a
 never shrinks, and a mean over tokens. The code takes for τ the next smaller |log r| that occurs among the tokens; this
 file solves for τ. τ is that of the current policy: before the first update on a batch all r are 1, so `prepare` cannot
 know it. It is taken over what is in the loss at once and not optimised through. Parts of a batch would each have a τ of
-their own, as in the authors' code; here `undivided` = "batch" makes trainers refuse that. So laws 4 and 9 are broken for
-any budget above 0. At the defaults the batch of the laws does not show it, because there τ lies inside the fixed
-bounds; `exceptions` declares both where it does. Differs from `dapo` in a region that follows the batch.
+their own, as in the authors' code; here `undivided` = "batch" makes trainers refuse that. So any budget above 0 breaks
+laws 4 and 9. At the defaults the batch of the laws does not show it, because there τ lies inside the fixed bounds;
+`exceptions` declares both for budgets and bounds with which it does. Differs from `dapo` in a region that follows the
+batch.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class M2PO(GRPO):
         return {
             **super().exceptions,
             "finite_differences": "τ follows the ratios of the moment and is not optimised through",
-            "splitting_is_exact": "a part of the batch has a τ of its own: the ratios of the others are not known in it",
+            "splitting_is_exact": "a part of the batch has a τ of its own: it does not know the ratios of the others",
         }
 
     def region(self, batch: Batch, log_ratio: Tensor) -> Region:

@@ -7,8 +7,8 @@
 Paper: Ahmadian et al., "Back to Basics: Revisiting REINFORCE Style Optimization", 2402.14740. The baseline does not
 depend on the response, so the first update's gradient is unbiased. The penalty is the estimator k1 summed over the
 response. The paper's loss is REINFORCE (`reinforce` in this library). verl's is PPO's clip of every token's ratio, as
-here; TRL's RLOOTrainer clips the ratio of the whole response, Π_t r_t. They differ from the second update on a batch on.
-β = 0 leaves the reward alone (ours; verl's default too).
+here; TRL's RLOOTrainer clips the ratio of the whole response, Π_t r_t. They differ from the second update on a batch
+on. β = 0 leaves the reward alone (ours; verl's default too).
 """
 
 from __future__ import annotations

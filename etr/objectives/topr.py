@@ -4,9 +4,8 @@
     J = agg[w_neg·sg[clip(r, 0, 1)]·A·log π]              where A < 0
 
 Paper: Le Roux et al., "Tapered Off-Policy REINFORCE", 2503.14286. The weight is that of the whole answer, Π_t r_t
-(`level` "sequence", the default), in ROLL's code each token's own ("token"). Only the second was read in code: that the
-paper means the whole answer is third-party. Defaults: the paper's interval [0, 1], that is ε_low = 1 and ε_high = 0, and
-weights 1.
+(`level` "sequence", the default), in ROLL's code each token's own ("token"). Only the second was read in code; the
+default level was not. Defaults: the paper's interval [0, 1], that is ε_low = 1 and ε_high = 0, and weights 1.
 OUR choice: "right" is A > 0 and not R > 0, which is the same for 0/1 rewards with a baseline and does not depend on
 their coding; advantages are leave-one-out.
 Differs from `reinforce`: the push away from a wrong answer fades as it becomes rarer, where log π has no lower bound;

@@ -9,8 +9,9 @@ read in two independent notes. With γ = 1 the last δ of a cut answer is 0, and
 `window` = W: only the first W tokens of an answer are there, longer ones count as cut; None: all are finished.
 OUR choices: γ = 1 and λ = 0.95 (`gae_lambda`; the paper's was not found), ε = 0.2 on both sides (PPO's; the paper's was
 not found either), the reward on the last token alone, no whitening, no dual clip, tokens beyond the window out of the
-mean, and a window that begins with the answer (the paper's is of what a step generated). Left out: going on with a cut answer in the next batch, and filling up with new prompts, are the sampler's;
-fitting V to finished answers is the critic's (a toy's critic is exact).
+mean, and a window that begins with the answer (the paper's is of what a step generated). Left
+out: going on with a cut answer in the next batch, and filling up with new prompts, are the sampler's; fitting V to
+finished answers is the critic's (a toy's critic is exact).
 Differs from PPO with GAE: the cut. Where nothing is cut it is PPO with a critic.
 """
 

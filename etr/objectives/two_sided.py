@@ -32,7 +32,8 @@ class TwoSided(GRPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dual_clip is not None and self.dual_clip < 1 + self.eps_high:  # TRL's form would cut right answers at δ
+        least = 1 + self.eps_high  # below it δ would bound right answers too, which the dual clip does not
+        if self.dual_clip is not None and self.dual_clip < least:
             raise FieldError(
-                f"TwoSided.dual_clip is {self.dual_clip:g} and eps_high {self.eps_high:g}; give dual_clip >= 1 + eps_high"
+                f"TwoSided.dual_clip is {self.dual_clip:g}, below 1 + eps_high = {least:g}; give dual_clip >= 1 + eps_high"
             )
