@@ -153,7 +153,7 @@ def test_the_sequence_mask_is_the_same_in_micro_batches() -> None:
     whole, divisor = etr.policy_loss(objective, batch).loss, objective.denominator(batch.response_mask)
     parts = [etr.policy_loss(objective, batch.rows(slice(i, i + 1)), divisor).loss for i in range(3)]
     torch.testing.assert_close(sum(parts[1:], parts[0]), whole)
-    assert Correction().apply(batch).weights is None
+    assert Correction().apply(batch).weights is batch.weights  # nothing to multiply by
 
 
 def test_the_trainer_carries_the_mask_into_its_updates() -> None:

@@ -55,11 +55,16 @@ def test_disco_without_weights_takes_any_rewards() -> None:
 # Equal numbers whose sums round ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("second", [[0.1, 0.6, 0.1], [0.1, 0.2, 0.5]])
 @pytest.mark.parametrize("dtype", [torch.float32, F])
-def test_papers_of_one_score_have_no_spread(dtype: torch.dtype) -> None:
-    """Prompts of .1 .1 | .1 .6 | .6 .1: both papers score .8, though .1 + .1 + .6 is not .1 + .6 + .1 when rounded."""
-    rewards, ids = torch.tensor([0.1, 0.1, 0.1, 0.6, 0.6, 0.1], dtype=dtype), torch.arange(3).repeat_interleave(2)
-    assert Papers(rewards, ids, 5).std().tolist() == [0.0] * 6
+def test_papers_of_one_score_have_no_spread(dtype: torch.dtype, second: list[float]) -> None:
+    """Both papers score .8: .1 + .1 + .6 in another order, or of other numbers that are rounded to single precision."""
+    rewards, ids = (
+        torch.tensor([[0.1, 0.1, 0.6], second], dtype=dtype).T.flatten(),
+        torch.arange(3).repeat_interleave(2),
+    )
+    papers = Papers(rewards, ids, 5)
+    assert papers.std().tolist() == [0.0] * 6 and papers.scores.dtype == F
     objective, ones = etr.get("riskpo", mode="batch", credit="uniform"), torch.ones(6, 1, dtype=dtype)
     batch = Batch(-ones, -ones, ones.bool(), ones[:, 0], rewards=rewards, group_ids=ids)
     found = objective.prepare(batch, objective.init_state((), CPU))[0].advantages
@@ -146,10 +151,10 @@ def test_apo_measures_answers_with_tokens() -> None:
 
 @pytest.mark.parametrize("estimate", ["sequence", "length"])
 def test_seed_grpo_leaves_answers_without_tokens_out(estimate: str) -> None:
-    """.4 .2 and .2 of answers 7, 7 and 9, an empty one of 8: SE = −(ln .75 + ln .25)/2 over ln 3."""
-    chances = padded([[0.4], [1.0], [0.2], [0.2]]).log()
-    columns = {"clusters": torch.tensor([7, 8, 7, 9]), "old_log_probs": chances, "log_probs": chances}
-    got = group_of("seed_grpo", [1, 0, 0, 0], [1, 0, 1, 1], columns, alpha=1.0, estimate=estimate)
+    """e^−2000 times .4 .2 and .2 of answers 7, 7 and 9, empty ones of 8 and 7: SE = −(ln .75 + ln .25)/2 over ln 3."""
+    chances = padded([[0.4], [1.0], [0.2], [0.2], [1.0]]).log() - 2000
+    columns = {"clusters": torch.tensor([7, 8, 7, 9, 7]), "old_log_probs": chances, "log_probs": chances}
+    got = group_of("seed_grpo", [1, 0, 0, 0, 0], [1, 0, 1, 1, 0], columns, alpha=1.0, estimate=estimate)
     factor = 1 + (math.log(0.75) + math.log(0.25)) / 2 / math.log(3)
     assert got.tolist() == pytest.approx([factor] * 3)
     lone = group_of("seed_grpo", [1, 0], [1, 0], {"clusters": torch.tensor([1, 2])}, alpha=1.0, estimate=estimate)

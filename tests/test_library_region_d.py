@@ -150,6 +150,10 @@ def test_dppo_masks_a_token_from_nowhere(name: str, dtype: torch.dtype) -> None:
         batch = Batch(now, old, old < 0, torch.tensor([advantage], dtype=dtype))
         c = etr.gradient_coefficient(etr.get(name, anchor="old"), batch)
         assert (c.item() == 0.0) == dropped
+    near = Batch(
+        torch.full((1, 1), -5.0, dtype=dtype), old := torch.full((1, 1), -100.0, dtype=dtype), old < 0, -old[0]
+    )
+    assert etr.gradient_coefficient(etr.get(name, anchor="old"), near).item() == 2000.0  # only to 0.007: C·A, r = e^95
     away = Batch(torch.full((1, 1), -40.0), torch.full((1, 1), -0.1), torch.ones(1, 1) > 0, torch.tensor([-1.0]))
     assert etr.gradient_coefficient(etr.get(name, anchor="old"), away).item() == 0.0
 

@@ -1,4 +1,4 @@
-"""What methods that look at whole groups rely on: defaults of a mixin's partner, rewards, parts that must not be cut."""
+"""What methods that look at whole groups rely on: defaults of a partner, rewards, parts that must not be cut."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_methods_that_compare_answers_refuse_parts_that_cut_a_group() -> None:
         ):
             check_parts(etr.get(name), split(16, 3), 4)
     check_parts(etr.get("bapo"), split(16, 1), 4)
-    with pytest.raises(InputError, match="'bapo' looks at a whole batch at a time, .* give fewer"):
+    with pytest.raises(InputError, match=r"'bapo' looks at a whole batch at a time, .* give fewer"):
         check_parts(etr.get("bapo"), split(16, 2), 4)
     check_parts(etr.get("grpo"), split(16, 3), 4)
 

@@ -111,9 +111,8 @@ class DPPOTV(Objective):
             above, below = moved > batch.columns["dppo_high"], moved < batch.columns["dppo_low"]
         else:
             assert batch.top_log_probs is not None  # in `needs`
-            current = batch.top_log_probs.detach()  # likewise
-            moved = divergences.bucketed(batch.columns["dppo_top"], current, self.divergence)
-            above, below = (moved > self.delta_high) & (ratio > 1), (moved > self.delta_low) & (ratio < 1)
+            distance = divergences.bucketed(batch.columns["dppo_top"], batch.top_log_probs.detach(), self.divergence)
+            above, below = (distance > self.delta_high) & (moved > 1), (distance > self.delta_low) & (moved < 1)
         dropped = ((advantages > 0) & above) | ((advantages < 0) & below)
         return torch.where(dropped, 0.0, ratio.clamp(max=self.cap) * advantages * batch.log_probs)
 

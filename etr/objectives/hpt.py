@@ -49,7 +49,7 @@ class HPT(Shaping, Demonstrated, DrGRPO):
     reduces_to: ClassVar[Reduction | None] = Reduction(
         "dr_grpo", {"gate": -1, "entropy_bonus": 0.0, "eps_low": 0.2, "eps_high": 0.2}
     )
-    examples = ({"length": 3000},)
+    examples = ({"length": 3000}, {"soft": True})  # type: ignore[assignment]  # the parent has a single one
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,5 +35,5 @@ class TwoSided(GRPO):
         least = 1 + self.eps_high  # below it δ would bound right answers too, which the dual clip does not
         if self.dual_clip is not None and self.dual_clip < least:
             raise FieldError(
-                f"TwoSided.dual_clip is {self.dual_clip:g}, below 1 + eps_high = {least:g}; give dual_clip >= 1 + eps_high"
+                f"TwoSided.dual_clip is {self.dual_clip:g}, below {least:g}; give dual_clip >= 1 + eps_high, or null"
             )
