@@ -32,6 +32,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a package stands for everything in it 
     2: (
         "etr.objective",
         "etr.shaping",
+        "etr.listwise",
         "etr.unified",
         "etr.replay",
         "etr.sampling",

@@ -25,15 +25,15 @@ from etr import advantages, ratios
 from etr.batch import Batch, Region
 from etr.checks import check_range
 from etr.groups import Groups
-from etr.objective import Objective, Paper, Scope
+from etr.listwise import Listwise
+from etr.objective import Objective, Paper
 from etr.registry import register
-from etr.shaping import Shaping
 from etr.within import group_logsumexp, group_sum, listwise, responses
 
 
 @register("adpo")
 @dataclass(frozen=True)
-class ADPO(Shaping, Objective):
+class ADPO(Listwise, Objective):
     """L = −Σ_i q_i·log softmax(Σ_t log r/tau)_i of each group, q = softmax(z/reward_temperature)."""
 
     aggregation: str = "seq-mean-token-sum"
@@ -42,40 +42,20 @@ class ADPO(Shaping, Objective):
 
     paper: ClassVar[Paper] = Paper("Anchored Direct Preference Optimization", "2510.18913", "reconstructed")
 
-    undivided = "group"
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "tau", 0.0, 1e9, open_low=True)
         check_range(self, "reward_temperature", 0.1, 1e9)  # below it exp(z/temperature) overflows for groups of 64
 
     @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"rewards", "group_ids"})
-
-    @property
-    def scope(self) -> Scope:
-        return "batch"
-
-    @property
     def exceptions(self) -> Mapping[str, str]:
         return {
+            **super().exceptions,
             "no_advantage_no_gradient": "A = 0 is a uniform target, which pulls back to the anchor",
             "gradient_follows_advantage": "an answer that overshot its target is pulled back, by design",
-            "pessimistic": "the value is the loss of the group, not a bound on r·A",
-            "splitting_is_exact": "answers are compared within their group, so a group must not be split",
         }
 
-    def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
-        return self.counted(rewards, group_ids, torch.ones_like(rewards, dtype=torch.bool))
-
-    def shape(self, batch: Batch) -> Tensor:
-        assert batch.rewards is not None and batch.group_ids is not None  # in `needs`
-        found = self.counted(batch.rewards, batch.group_ids, batch.response_mask.any(-1))
-        return found.to(batch.advantages.dtype)
-
     def counted(self, rewards: Tensor, group_ids: Tensor, there: Tensor) -> Tensor:
-        """A of the answers that are `there`, bool `[*R, B]`; 0 for the others."""
         groups, z = Groups(rewards, group_ids), advantages.group_zscore(rewards, group_ids)
         likes = torch.where(there, (z / self.reward_temperature).exp(), 0.0)
         total, size = groups.sum(likes), groups.sum(there.to(rewards.dtype))

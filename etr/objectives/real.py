@@ -12,7 +12,6 @@ tokens, so that one that is masked out is no part of the loss. τ = 0.5: ms-swif
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,52 +22,26 @@ from etr import ratios
 from etr.batch import Batch, Region
 from etr.checks import check_range
 from etr.groups import Groups
-from etr.objective import Objective, Paper, Scope
+from etr.listwise import Listwise
+from etr.objective import Objective, Paper
 from etr.registry import register
-from etr.shaping import Shaping
 from etr.within import group_logsumexp, group_sum, listwise, responses
 
 
 @register("real")
 @dataclass(frozen=True)
-class REAL(Shaping, Objective):
+class REAL(Listwise, Objective):
     """L = log(1 + Σ_+ e^{−s/τ}) + log(1 + Σ_− e^{s/τ}) of each group, s = mean_t log r."""
 
     tau: float = 0.5
 
     paper: ClassVar[Paper] = Paper("Rewards as Labels", "2602.05630", "third-party")
 
-    undivided = "group"
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "tau", 0.0, 1e9, open_low=True)
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"rewards", "group_ids"})
-
-    @property
-    def scope(self) -> Scope:
-        return "batch"
-
-    @property
-    def exceptions(self) -> Mapping[str, str]:
-        return {
-            "pessimistic": "the value is the loss of the group, not a bound on r·A",
-            "splitting_is_exact": "answers are compared within their group, so a group must not be split",
-        }
-
-    def advantage(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
-        return self.counted(rewards, group_ids, torch.ones_like(rewards, dtype=torch.bool))
-
-    def shape(self, batch: Batch) -> Tensor:
-        assert batch.rewards is not None and batch.group_ids is not None  # in `needs`
-        found = self.counted(batch.rewards, batch.group_ids, batch.response_mask.any(-1))
-        return found.to(batch.advantages.dtype)
-
     def counted(self, rewards: Tensor, group_ids: Tensor, there: Tensor) -> Tensor:
-        """A of the answers that are `there`, bool `[*R, B]`; 0 for the others."""
         groups, right = Groups(rewards, group_ids), rewards > 0.5
         size, rights = (groups.sum(chosen.to(rewards.dtype)) for chosen in (there, there & right))
         alike = torch.where(right, rights, size - rights)
