@@ -65,8 +65,8 @@ class OptimizerSettings:
 class Recipe:
     """An objective with everything that its training needs besides data.
 
-    advantage: a name in `etr.advantages.ESTIMATORS`, or None for the objective's own; correction: weights for what the
-    rollout engine sampled (LLM trainer; in a toy the sampling policy is the trained one).
+    advantage: a name in `etr.advantages.ESTIMATORS`, or None for the objective's own; correction: weights for what
+    another distribution sampled: the LLM trainer's rollout engine, or in a toy a temperature other than 1.
     """
 
     name: str

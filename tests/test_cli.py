@@ -68,6 +68,8 @@ def test_all_objectives_in_one_table(
     out = run(capsys, "compare", *words)[1]
     assert "All objectives" in out and "needs" in out
     rows = json.loads((tmp_path / "all.json").read_text())["rows"]
+    status, _, error = run(capsys, "compare", "--all", "--set", "eps_low=0.1")
+    assert status == 2 and "--all compares all objectives at their defaults; leave out --set" in error
     assert len(rows) == 3 * 2 * 3 and {row["recipe"] for row in rows} == {"etr", "ghpo", "grpo"}
 
 

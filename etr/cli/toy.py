@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from etr.cli.census import compare_all
 from etr.cli.options import comparison_folder, interval, print_table, progress_bar, recipe_with, show_report
+from etr.errors import InputError
 from etr.runs import RunFolder
 from etr.toy.cache import Cache
 from etr.toy.compare import Comparison, check_request, compare, curve_rows
@@ -78,6 +79,8 @@ def compare_command(
         overwrite: Replace a run that is already in that folder.
     """
     if all_:
+        if set_:
+            raise InputError("--all compares all objectives at their defaults; leave out --set, or name recipes")
         compare_all(envs, config, out, no_cache)
         return
     run("compare", recipes, envs, set_, config, level, no_cache, out, overwrite)
