@@ -115,6 +115,11 @@ class Objective:
         return ()
 
     @property
+    def reads_policy(self) -> bool:
+        """Does `prepare` read columns of the policy? If not, a trainer may prepare a batch before its first pass."""
+        return type(self).prepare is not Objective.prepare
+
+    @property
     def scope(self) -> Scope:
         """What a token's objective depends on: the token, its row (response), or the whole batch."""
         return "batch" if self.columns else "token"

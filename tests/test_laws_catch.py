@@ -69,6 +69,11 @@ class UnpreparedMean(ETR):
         return regions.interval(width, width)
 
 
+class ReadsInSecret(ETR):
+    def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]:
+        return dataclasses.replace(batch, advantages=batch.advantages * batch.old_log_probs[..., 0].exp()), state
+
+
 class MixesRuns(GRPO):
     def region(self, batch: Batch, log_ratio: Tensor) -> Region:
         width = 0.1 * log_ratio.abs().mean().detach()
@@ -118,6 +123,7 @@ class PaddingCounts(GRPO):
         (LocalMean, "splitting_is_exact"),
         (UnpreparedMean, "splitting_is_exact"),
         (PaddingCounts, "splitting_is_exact"),
+        (ReadsInSecret, "preparing_reads_what_it_says"),
         (MixesRuns, "runs_do_not_mix"),
         (WrongParent, "equals_its_parent"),
         (Overflows, "finite_at_extremes"),

@@ -237,7 +237,7 @@ def test_the_noise_floor_is_nothing_until_a_weight_moves() -> None:
     with build(recipe, TINY, lambda text: None) as trainer:
         collected = trainer.collector.collect(1)
         batch = trainer.to_batch(collected)
-        trainer.update(collected.rollout, batch, 1)
+        batch, *_ = trainer.update(collected.rollout, batch, 1)
         still = noise_floor(trainer, collected.rollout, batch)
         assert still["update/max"] == still["update/outside"] == 0
         assert still["rollout/max"] < 1e-4 and still["rollout/outside"] == 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from llm_runs import CONFIG, recipe, trainer
+from llm_runs import CONFIG, recipe, timeless, trainer
 
 import etr
 from etr.errors import InputError
@@ -23,6 +23,34 @@ def test_the_first_of_several_updates_is_on_policy() -> None:
     """Old log-probs and update see the same arithmetic, so the ratio is exactly 1 before the first step."""
     metrics = trainer(recipe(**{"optimizer.updates": 1, "optimizer.lr": 0.0})).step(1)
     assert metrics["policy/ratio"] == 1.0 and metrics["kl"] == 0.0 and not metrics["zero_grad_frac"] > 0
+
+
+@dataclass(frozen=True)
+class Separate(GRPO):
+    """GRPO for a trainer that must take a pass for the old policy's columns before the first update."""
+
+    @property
+    def reads_policy(self) -> bool:
+        return True
+
+
+def test_the_first_update_supplies_the_old_log_probs_of_a_pass_before_it() -> None:
+    """Same weights and metrics to the bit, with one pass less a step."""
+    settings = OptimizerSettings(lr=3e-3, updates=2, micro_batches=3)
+    size = {"prompts": 8, "group_size": 8}
+    runs = [trainer(Recipe("grpo", objective(), optimizer=settings), **size) for objective in (GRPO, Separate)]
+    passes = []
+    for run_ in runs:
+        columns, counted = run_.policy.columns, []
+        object.__setattr__(run_.policy, "columns", lambda *a, _f=columns, _n=counted: _n.append(1) or _f(*a))
+        metrics = [run_.step(step) for step in (1, 2)]
+        assert all(row["grad_norm"] > 0 and row["kl"] > 0 for row in metrics)
+        passes.append((len(counted), str(timeless(metrics))))  # as text, in which NaN equals NaN
+    (fewer, one), (more, two) = passes
+    assert more - fewer == 2 * 3  # steps x micro-batches
+    assert one == two
+    for a, b in zip(*(run_.language_model.model.parameters() for run_ in runs), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_sgd_steps_along_the_gradient_and_adam_by_its_sign() -> None:
@@ -58,7 +86,7 @@ def test_the_observatory_reads_the_whole_update() -> None:
     run_ = trainer(recipe("grpo", **settings), prompts=8, group_size=8)
     collected = run_.collector.collect(1)
     rollout, batch = collected.rollout, run_.to_batch(collected)
-    run_.update(rollout, batch, 1)
+    batch, *_ = run_.update(rollout, batch, 1)
     found = run_.observe(collected, batch, 1)
     with torch.no_grad():
         new = run_.policy.log_probs(rollout, slice(None))[0].double()
@@ -97,7 +125,7 @@ def test_signal_and_noise_of_the_gradient_come_from_whole_groups() -> None:
         loss = scale * etr.policy_loss(objective, part, objective.denominator(batch.response_mask)).loss
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         squares.append(sum(float(g.double().square().sum()) for g in found if g is not None))
-    sums, _ = run_.update(rollout, batch, 1)
+    _, sums, _ = run_.update(rollout, batch, 1)
     one, whole = squares
     assert sums["gradient/signal"].value.item() == pytest.approx(2 * whole - one, rel=1e-3, abs=1e-3 * one)
     assert sums["gradient/noise"].value.item() == pytest.approx(one - whole, rel=1e-3, abs=1e-3 * one)

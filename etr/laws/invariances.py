@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from etr.batch import TOKEN_FIELDS, Batch
+from etr.batch import CURRENT, PROBABILITIES, TOKEN_FIELDS, Batch
 from etr.laws.base import LawBroken, close, holds, law, loss_and_gradient, random_batch, run
 from etr.objective import Objective
 from etr.registry import get
@@ -116,3 +116,20 @@ def finite_at_extremes(objective: Objective) -> None:
         loss, gradient = loss_and_gradient(objective, dataclasses.replace(batch, log_probs=far, **rest))
         holds(f"the loss must be finite at log r = {60 * sign:+.0f}", torch.isfinite(loss), loss)
         holds(f"the gradient must be finite at log r = {60 * sign:+.0f}", torch.isfinite(gradient), gradient)
+
+
+@law
+def preparing_reads_what_it_says(objective: Objective) -> None:
+    """15. Unless it says that it reads the policy, `prepare` makes the same of a batch whatever the policy is."""
+    if objective.reads_policy:
+        return
+    batch, other = random_batch(objective), random_batch(objective, seed=1)
+    policy = {name: getattr(other, name) for name in (*PROBABILITIES, *CURRENT)}
+    state = objective.init_state((), batch.log_probs.device)
+    made = []
+    for given in (batch, dataclasses.replace(batch, **policy)):
+        result, after = objective.prepare(given, state)
+        made.append({**result.columns, **after, "advantages": result.advantages})
+    first, second = made
+    for name, value in first.items():
+        holds(f"'{name}' must not change with the policy", value == second[name], value)

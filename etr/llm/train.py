@@ -3,7 +3,7 @@
     prompts -> G sampled completions each -> rewards -> advantages -> K updates x micro-batches -> engine, metrics
 
 What this loop does, so that a ratio means what the papers say:
-1. Old log-probs are the trainer's own, computed with the same micro-batches as the update, so r = 1 at first.
+1. Old log-probs are the trainer's own: those of the first update's forward pass, or of a pass just like it, so r = 1.
 2. Temperature is the same in sampling and in log-probs; nothing else bends the sampling distribution.
 3. Group statistics and advantages are taken on whole groups, over all processes, before any split.
 4. One denominator per optimiser step for all its micro-batches and processes.
@@ -93,7 +93,7 @@ class Trainer:
         sampled = time.perf_counter()
         batch = self.to_batch(collected)
         batch, self.state = self.recipe.objective.prepare(batch, self.state)
-        sums, norm = self.update(collected.rollout, batch, step)
+        batch, sums, norm = self.update(collected.rollout, batch, step)
         updated = time.perf_counter()
         canary = self.sync(step)
         moved = self.observe(collected, batch, step)
@@ -114,16 +114,12 @@ class Trainer:
         }
 
     def to_batch(self, collected: Collected) -> Batch:
-        """The whole rollout batch `[B, T]` with the trainer's own old log-probs, advantages and group statistics."""
+        """The whole rollout batch `[B, T]`: the old policy's columns (`old_columns`), advantages, group statistics."""
         rollout, group_ids = collected.rollout, collected.group_ids
         needs = self.recipe.objective.needs
-        own = self.pass_over(self.policy, rollout, needs | {"entropy"})
-        old = own["log_probs"]
-        sampled_by = old if rollout.log_probs is None else rollout.log_probs
         mask = rollout.response_mask & collected.keep[:, None]
         batch = Batch(
-            **own,  # the policy at the start of the update
-            old_log_probs=old,
+            **self.old_columns(rollout),
             response_mask=mask,
             advantages=self.recipe.advantages(collected.shaped, group_ids),
             group=group_stats(collected.rewards, group_ids, self.collector.grader.bounds),
@@ -131,25 +127,49 @@ class Trainer:
             group_ids=group_ids,
             tokens=rollout.completions,
             turns=torch.zeros_like(rollout.completions),  # an answer is one turn
-            clusters=clusters(texts(self.language_model, rollout)).to(old.device) if "clusters" in needs else None,
+            clusters=clusters(texts(self.language_model, rollout)).to(mask.device) if "clusters" in needs else None,
             ref_log_probs=None if self.reference is None else self.pass_over(self.reference, rollout)["log_probs"],
-            rollout_log_probs=sampled_by,
             components=torch.stack(list(collected.components.values()) or [collected.rewards], -1),
         )
         batch = self.recipe.correction.apply(batch)
         check_batch(self.recipe.objective, batch)
         return batch
 
-    def pass_over(self, policy: Policy, rollout: Rollout, needs: Collection[str] = ()) -> dict[str, Any]:
-        """The columns of `policy` (`Policy.columns`) for all processes' completions, without gradient."""
-        own = self.own_parts(rollout)
-        with torch.no_grad():
-            found = [policy.columns(rollout, rows, needs) for rows in (*own, *own[:1] * self.world.idle(own))]
-        names = found[0]
-        return {name: self.world.gather_rows(torch.cat([part[name] for part in found[: len(own)]])) for name in names}
+    def one_pass(self, rollout: Rollout) -> bool:
+        """Can the first update's forward pass give the old policy's columns? Not if anything reads them before."""
+        objective = self.recipe.objective
+        early = objective.reads_policy or "top_log_probs" in objective.needs or self.recipe.correction.active
+        return not early and rollout.log_probs is not None
 
-    def update(self, rollout: Rollout, batch: Batch, step: int) -> tuple[dict[str, Mean], float]:
-        """K optimiser steps on the batch; metric sums of the last one, and its gradient norm before clipping.
+    def old_columns(self, rollout: Rollout) -> dict[str, Any]:
+        """The policy at the start of the update; where the first update is to supply it, the engine's log-probs."""
+        if self.one_pass(rollout) and rollout.log_probs is not None:
+            own = {"log_probs": rollout.log_probs, "entropy": torch.zeros_like(rollout.log_probs)}
+        else:
+            own = self.pass_over(self.policy, rollout, self.recipe.objective.needs | {"entropy"})
+        old = own["log_probs"]
+        sampled_by = old if rollout.log_probs is None else rollout.log_probs
+        return {**own, "old_log_probs": old, "rollout_log_probs": sampled_by}
+
+    def pass_over(self, policy: Policy, rollout: Rollout, needs: Collection[str] = ()) -> dict[str, Any]:
+        """The columns of `policy` (`Policy.columns`) for all processes' completions, without gradient.
+
+        The policy's pass is that of an update: in bfloat16, a pass that records no graph may take other kernels, which
+        round differently.
+        """
+        own = self.own_parts(rollout)
+        found = []
+        with torch.set_grad_enabled(policy is self.policy):
+            for rows in (*own, *own[:1] * self.world.idle(own)):
+                found.append({name: x.detach() for name, x in policy.columns(rollout, rows, needs).items()})
+        return self.gathered(found[: len(own)])
+
+    def gathered(self, found: list[dict[str, Tensor]]) -> dict[str, Any]:
+        """The columns of all rows, from those of the micro-batches of this process."""
+        return {name: self.world.gather_rows(torch.cat([part[name] for part in found])) for name in found[0]}
+
+    def update(self, rollout: Rollout, batch: Batch, step: int) -> tuple[Batch, dict[str, Mean], float]:
+        """K optimiser steps; the batch with its old log-probs, metric sums of the last step, its norm before clipping.
 
         Signal and noise are those of the first one: later gradients follow a policy that this batch has moved.
         """
@@ -157,6 +177,7 @@ class Trainer:
         parts = self.own_parts(rollout)
         idle = parts[:1] * self.world.idle(parts)
         denominator = objective.denominator(batch.response_mask)
+        missing, seen = self.one_pass(rollout), list[dict[str, Tensor]]()
         sums: dict[str, Mean] = {}
         norm = whole = torch.zeros(())  # of the last gradient and of the first
         first: list[Tensor] = []  # norm of the gradient of the first micro-batch alone
@@ -168,21 +189,31 @@ class Trainer:
                 for name, mean in {**out.metrics, **diagnostics.clipped(objective, part)}.items():
                     sums[name] = sums[name] + mean if name in sums else mean
 
-        def forward(rows: slice) -> dict[str, Tensor]:
+        def current(rows: slice) -> dict[str, Tensor]:
             return self.current(rollout, rows, batch.top_tokens)
+
+        def forward(rows: slice) -> dict[str, Tensor]:
+            if not missing:
+                return current(rows)
+            found = self.policy.columns(rollout, rows, objective.needs | {"entropy"})
+            seen.append({name: x.detach() for name, x in found.items()})  # constants: the old policy does not move
+            return {**found, "old_log_probs": seen[-1]["log_probs"]}
 
         for update in range(settings.updates):
             self.optimizer.zero_grad()
             last = update == settings.updates - 1
             watch = observe if last or not first else None
             loss = add_gradients(objective, batch, forward, denominator, parts, watch, scale=self.world.size)
-            add_gradients(objective, batch, forward, denominator, idle, scale=0.0)
+            add_gradients(objective, batch, current, denominator, idle, scale=0.0)
             norm = self.optimizer.clip(settings.max_grad_norm)
             whole = norm if update == 0 else whole
             require_finite(step, float(loss), float(norm))
             self.optimizer.step()
+            if missing:
+                own, missing = self.gathered(seen), False
+                batch = dataclasses.replace(batch, **own, old_log_probs=own["log_probs"])
         self.optimizer.zero_grad()  # gradients are the largest thing that the next rollout would share its memory with
-        return self.world.total(sums) | self.signal(first[0], whole, parts), float(norm)
+        return batch, self.world.total(sums) | self.signal(first[0], whole, parts), float(norm)
 
     def current(self, rollout: Rollout, rows: slice, top_tokens: Tensor | None = None) -> dict[str, Tensor]:
         """The columns of the current policy with their graph, those that the objective asks for."""

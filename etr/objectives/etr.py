@@ -57,6 +57,10 @@ class ETR(GRPO):
     def columns(self) -> tuple[str, ...]:
         return ("etr_budget",) if self.normalize_budget else ()
 
+    @property
+    def reads_policy(self) -> bool:
+        return False  # the budget is made of advantages and group statistics
+
     def prepare(self, batch: Batch, state: State) -> tuple[Batch, State]:
         if not self.normalize_budget:
             return batch, state

@@ -84,7 +84,7 @@ def measured_step(trainer: Trainer, peak: Peak, step: int) -> Measured:
     batch = trainer.to_batch(collected)
     batch, trainer.state = trainer.recipe.objective.prepare(batch, trainer.state)
     clock = phase("scoring", clock)
-    trainer.update(collected.rollout, batch, step)
+    batch, *_ = trainer.update(collected.rollout, batch, step)
     clock = phase("update", clock)
     trainer.sync(step)
     phase("sync", clock)
