@@ -14,7 +14,7 @@ from etr.llm.log_probs import token_log_probs
 from etr.llm.micro_batches import Lengths, micro_batches, work
 from etr.llm.models import LanguageModel
 from etr.llm.packing import FLEX, MASKED
-from etr.llm.prompts import can_share_prompts, distinct_prompts, plain_attention, recomputed
+from etr.llm.prompts import can_share_prompts, compiled, distinct_prompts, plain_attention, recomputed
 from etr.llm.rollout import Rollout, vocabulary_size
 
 TOP = 20  # likeliest tokens that are read for methods that need some; what rollout engines return at most by default
@@ -128,6 +128,8 @@ def why_not(model: Any, packing: str) -> str | None:
     if packing == "cached":
         if recomputed(model):
             return "its layers are recomputed (gradient checkpointing), and keep no keys and values"
+        if compiled(model):
+            return "its layers are compiled, each of which would be compiled anew for its place in the cache"
         return None if can_share_prompts(model) else "its layers keep more or less than all keys and values"
     if model.config._attn_implementation not in MASKED:
         return f"its attention '{model.config._attn_implementation}' takes no mask; load it with {', '.join(MASKED)}"

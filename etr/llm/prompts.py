@@ -24,6 +24,11 @@ def recomputed(model: Any) -> list[Any]:
     return [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
 
 
+def compiled(model: Any) -> bool:
+    """Are layers of the model compiled (`etr.llm.compiled_layers`)?"""
+    return any(module._compiled_call_impl is not None for module in model.modules())
+
+
 def plain_attention(model: Any) -> bool:
     """True where every layer may see all earlier tokens and remembers nothing but their keys and values."""
     from transformers.cache_utils import DynamicCache, DynamicLayer

@@ -152,16 +152,10 @@ class Trainer:
         return {**own, "old_log_probs": old, "rollout_log_probs": sampled_by}
 
     def pass_over(self, policy: Policy, rollout: Rollout, needs: Collection[str] = ()) -> dict[str, Any]:
-        """The columns of `policy` (`Policy.columns`) for all processes' completions, without gradient.
-
-        The policy's pass is that of an update: in bfloat16, a pass that records no graph may take other kernels, which
-        round differently.
-        """
+        """The columns of `policy` (`Policy.columns`) for all processes' completions, without gradient."""
         own = self.own_parts(rollout)
-        found = []
-        with torch.set_grad_enabled(policy is self.policy):
-            for rows in (*own, *own[:1] * self.world.idle(own)):
-                found.append({name: x.detach() for name, x in policy.columns(rollout, rows, needs).items()})
+        with torch.no_grad():
+            found = [policy.columns(rollout, rows, needs) for rows in (*own, *own[:1] * self.world.idle(own))]
         return self.gathered(found[: len(own)])
 
     def gathered(self, found: list[dict[str, Tensor]]) -> dict[str, Any]:
