@@ -14,10 +14,10 @@ CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo vllm test test-fast lint reproduce parity bench docs clean
+.PHONY: help demo vllm test test-fast lint reproduce parity adapters adapters-matrix bench docs clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(VENV)/.demo  ## compare ETR with GRPO on toys, train a real LLM with the same loss, write a report
 	$(BIN)/etr compare --out $(OUT)/toy
@@ -51,6 +51,18 @@ parity: $(VENV)/.dev .parity-verl/.ready .parity-trl/.ready  ## compare with ver
 	done
 	$(BIN)/python -m pytest -q tests/test_parity_*.py
 
+# Each host in an environment of its own, which `parity` shares. The core's tests skip what runs here.
+adapters: .parity-verl/.adapters .parity-trl/.adapters  ## the adapters against the real verl and TRL, on a CPU
+	$(call in_host,.parity-verl) --cov=etr/adapters/verl --cov-config=/dev/null --cov-fail-under=95 tests/adapters/verl
+	$(call in_host,.parity-verl) tests/test_replay_hosts.py
+	$(call in_host,.parity-trl) tests/adapters/trl tests/adapters/prime_rl tests/test_replay_hosts.py
+
+adapters-matrix:  ## the verl adapter against VERL="0.9.0 0.8.0": each gets an environment of its own
+	@for version in $(VERL); do \
+	  $(MAKE) --no-print-directory .parity-verl-$$version/.adapters || exit 1; \
+	  echo "verl $$version"; $(call in_host,.parity-verl-$$version) tests/adapters/verl || exit 1; \
+	done
+
 bench: $(VENV)/.demo  ## speed and memory, printed as ratios
 	$(BIN)/etr bench toy
 	$(BIN)/etr bench loss
@@ -60,7 +72,7 @@ docs: $(VENV)/.docs  ## build the site in docs/_build/html; warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:  ## remove the environments and everything built; runs/ stays
-	rm -rf $(VENV) .parity-verl .parity-trl build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
+	rm -rf $(VENV) .parity-* build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and constrained: a bare `torch` would pull gigabytes of CUDA packages.
@@ -100,6 +112,10 @@ $(VENV)/.docs: pyproject.toml $(VENV)/.torch
 	$(PIP) $(CONSTRAIN) -e ".[docs]"
 	@touch $@
 
+VERL ?= 0.9.0 0.8.0
+in_host = PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1 OMP_NUM_THREADS=1 \
+  $(1)/bin/python -m pytest -q -p no:cacheprovider -W ignore::UserWarning -W ignore::FutureWarning
+
 # torch first, as above. What the peers need besides is in their own pins.
 PARITY_PEERS := verl==0.9.1 trl==1.16.0
 .parity-%/.ready: $(CONSTRAINTS)
@@ -107,4 +123,20 @@ PARITY_PEERS := verl==0.9.1 trl==1.16.0
 	$(PYTHON) -m venv .parity-$*
 	$(subst $(BIN),.parity-$*/bin,$(PIP)) "$(if $(CONSTRAINTS),$(shell sed -n '/^torch==/p' $(CONSTRAINTS)),torch)"
 	$(subst $(BIN),.parity-$*/bin,$(PIP)) $(filter $*==%,$(PARITY_PEERS)) pytest hypothesis
+	@touch $@
+
+.parity-verl-%/.ready: $(CONSTRAINTS)
+	@echo "Setting up .parity-verl-$* (once, a few minutes) ..."
+	$(PYTHON) -m venv .parity-verl-$*
+	$(subst $(BIN),.parity-verl-$*/bin,$(PIP)) "$(if $(CONSTRAINTS),$(shell sed -n '/^torch==/p' $(CONSTRAINTS)),torch)"
+	$(subst $(BIN),.parity-verl-$*/bin,$(PIP)) verl==$* "pyarrow<22" pytest hypothesis  # newer ones need a newer numpy than verl 0.8
+	@touch $@
+
+.PRECIOUS: .parity-%/.ready .parity-verl-%/.ready  # not a step on the way to .adapters that may go again
+
+# etr's own small dependencies; what verl's trainers import without asking for it; and TransferQueue, which its v1
+# trainer keeps batches in.
+LIGHT := gymnasium rich tyro pyyaml jinja2 pyarrow safetensors matplotlib
+.parity-%/.adapters: .parity-%/.ready pyproject.toml
+	$(subst $(BIN),.parity-$*/bin,$(PIP)) pytest-cov $(LIGHT) $(if $(filter verl%,$*),TransferQueue cachetools fastapi uvicorn)
 	@touch $@

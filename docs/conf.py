@@ -1,7 +1,10 @@
 """Settings of the site: `make docs` builds it, executes the notebooks, and treats warnings as errors."""
 
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("ETR_PLUGINS", "none")  # a plugin of the builder's own is no part of this site
 
 import etr
 

@@ -21,7 +21,7 @@ from etr.corrections import Correction
 from etr.errors import FieldError, InputError, unknown
 from etr.objective import Objective
 from etr.references import ask_for_class, import_name, objective_from, reference
-from etr.registry import get, list_objectives
+from etr.registry import find, get, list_objectives
 
 T = TypeVar("T", bound=Any)
 METHODS = ("adam", "sgd")
@@ -123,7 +123,7 @@ def load_recipe(source: str | os.PathLike[str], overrides: Mapping[str, object] 
         recipe = recipe_from_dict(_read_yaml(Path(text)), default_name=Path(text).stem, where=text)
     elif ":" in text:
         recipe = _from_module(text)
-    elif text in list_objectives():
+    elif find(text) is not None or text in list_objectives():  # listing loads plugins
         recipe = Recipe(text, get(text))
     elif text.endswith(".py"):
         ask_for_class(text)

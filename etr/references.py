@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,13 @@ from etr.registry import find, get
 
 _FILES: dict[str, Path] = {}  # module -> the file that a reference named
 _MISTAKES = (ImportError, NameError, TypeError, ValueError, AttributeError)  # of a beginner, when the file is read
+
+
+def installed(file: Path) -> bool:
+    """Is that the source of an installed package or of Python itself? No: somebody's own file, which may be edited."""
+    if {"site-packages", "dist-packages"} & set(file.parts):  # by name: environments share those of others
+        return True
+    return any(file.is_relative_to(sysconfig.get_paths()[kind]) for kind in ("stdlib", "platstdlib"))
 
 
 def reference(objective: Objective) -> str:

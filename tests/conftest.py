@@ -1,10 +1,13 @@
 """Settings of the whole test suite."""
 
+import os
 import resource
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+os.environ.setdefault("ETR_PLUGINS", "none")  # a plugin of the developer's own must not change the suite
 
 # No deadline: how long an example takes says something about the machine, not about the code. Derandomised: a red test
 # is red again on the next run.

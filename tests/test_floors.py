@@ -16,17 +16,32 @@ PACKAGES = ("etr", "toy_envs")
 
 FLOORS: dict[int, tuple[str, ...]] = {  # a package stands for everything in it that is not named itself
     7: ("etr.cli", "etr.__main__"),
-    6: ("etr.plots", "etr.report", "etr.bench", "etr.reproduce", "etr.adapters", "etr.promote"),
+    6: (
+        "etr.plots",
+        "etr.report",
+        "etr.bench",
+        "etr.reproduce",
+        "etr.adapters",
+        "etr.promote",
+        "etr.plan",
+        "etr.replays",
+        "etr.new",
+        "etr.validate",
+    ),
     5: ("etr.toy", "etr.llm"),
     4: (
         "etr.systems",
         "etr.recipe",
         "etr.references",
+        "etr.recorded",
+        "etr.recording",
         "etr.update",
         "etr.runs",
         "etr.files",
         "etr.board",
         "etr.environment",
+        "etr.provenance",
+        "etr.uses",
     ),
     3: ("etr", "etr.objectives", "etr.laws", "etr.probe", "toy_envs"),
     2: (
@@ -68,6 +83,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a package stands for everything in it 
         "etr.bundles",
         "etr.sequences",
         "etr.hashing",
+        "etr.plugins",
     ),
     0: ("etr.errors", "etr.batch", "etr.outputs", "etr.groups", "etr._version"),
 }

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from pages import HOWTO, follow
 
-PAGE = Path(__file__).parent.parent / "docs" / "howto" / "try_your_own.md"
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGE = HOWTO / "try_your_own.md"
 QUICK = ("--seeds", "8", "--iterations", "12")  # for the commands after the first comparison
 
 
@@ -21,27 +17,8 @@ QUICK = ("--seeds", "8", "--iterations", "12")  # for the commands after the fir
 def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """The folder after the session, and the output of each command by its line on the page."""
     folder = tmp_path_factory.mktemp("new-user")
-    outputs: dict[str, str] = {}
-    for language, body in FENCE.findall(PAGE.read_text(encoding="utf-8")):
-        if language != "bash":  # a file, whose name is in its first line
-            (folder / body.splitlines()[0].removeprefix("# ")).write_text(body, encoding="utf-8")
-            continue
-        for line in body.splitlines():
-            words = shlex.split(line)
-            assert words[0] == "etr"
-            later = any(" compare " in before for before in outputs)
-            outputs[line] = etr(folder, *words[1:], *(QUICK if later else ()))
-    return folder, outputs
-
-
-def etr(folder: Path, *words: str) -> str:
-    """What a command prints in that folder; a command that fails is an error."""
-    environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-    environment.pop("ETR_CACHE", None)
-    command = [sys.executable, "-m", "etr", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    first = ("etr check", "etr compare my_file.py:Mine etr grpo")
+    return folder, follow(PAGE, folder, lambda line: () if line.startswith(first) else QUICK)
 
 
 @pytest.mark.slow

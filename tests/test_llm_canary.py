@@ -17,6 +17,7 @@ from etr.llm.canary import TOLERANCES, Canary, largest, mismatch
 from etr.llm.export import checked, exported_weights, weight_names
 from etr.llm.models import LanguageModel
 from etr.llm.rollout import TransformersEngine
+from etr.llm.rollout.head import own_logits
 
 pytest.importorskip("transformers")
 
@@ -85,6 +86,45 @@ def test_a_last_bit_here_or_there_is_no_movement() -> None:
     canary.last[1][3] += 1e-6  # as if one of the trainer's log-probs had been another then
     engine.version = 2
     assert canary.check(engine, trained, 2)["mismatch/canary"] < 1e-4
+
+
+class Shows(Copy):
+    """An engine whose head can be asked alone."""
+
+    def head_digest(self) -> str | None:
+        weight = self.language_model.model.get_output_embeddings().weight
+        return str(own_logits(weight, torch.bfloat16).tolist())
+
+
+def test_a_head_that_stays_behind_alone_is_seen_in_bfloat16() -> None:
+    trained, engine = Trained(wide_heads(dtype=torch.bfloat16)), Shows(wide_heads(tied=False, dtype=torch.bfloat16))
+    canary = Canary.create(trained.language_model)
+    head = engine.language_model.model.get_output_embeddings().weight
+    for step in (1, 2, 3):
+        disturb(trained.language_model, 2e-3, step)
+        trained.push(engine, step)
+        assert canary.check(engine, trained, step)["mismatch/canary"] < 1e-6
+    canary.check(engine, trained, 3)  # nothing moved: no alarm
+    old = head.detach().clone()
+    disturb(trained.language_model, 2e-3, 4)
+    trained.push(engine, 4)
+    with torch.no_grad():
+        head.copy_(old)
+    with pytest.raises(InputError, match=r"after step 4 .* kept an old head: of 96 logits .* \d+ moved in the trainer"):
+        canary.check(engine, trained, 4)
+    assert canary.last is not None and float((canary.last[0] - canary.last[1]).abs().mean()) < canary.tolerance / 3
+
+
+def test_a_few_logits_that_round_otherwise_are_no_movement_of_the_head() -> None:
+    trained, engine = Trained(), Shows(wide_heads(), version=1)
+    canary = Canary.create(trained.language_model)
+    canary.check(engine, trained, 1)
+    assert canary.last_head is not None
+    canary.last_head[1].view(-1)[:31] += 1
+    canary.check(engine, trained, 1)
+    canary.last_head[1].view(-1)[:32] += 1
+    with pytest.raises(InputError, match="kept an old head: of 96 logits of fixed hidden states 32 moved"):
+        canary.check(engine, trained, 1)
 
 
 def test_nan_from_the_engine_is_no_agreement() -> None:

@@ -19,12 +19,6 @@ from etr.objectives.grpo import GRPO
 from etr.recipe import OptimizerSettings, Recipe
 
 
-def test_the_first_of_several_updates_is_on_policy() -> None:
-    """Old log-probs and update see the same arithmetic, so the ratio is exactly 1 before the first step."""
-    metrics = trainer(recipe(**{"optimizer.updates": 1, "optimizer.lr": 0.0})).step(1)
-    assert metrics["policy/ratio"] == 1.0 and metrics["kl"] == 0.0 and not metrics["zero_grad_frac"] > 0
-
-
 @dataclass(frozen=True)
 class Separate(GRPO):
     """GRPO for a trainer that must take a pass for the old policy's columns before the first update."""
@@ -32,6 +26,14 @@ class Separate(GRPO):
     @property
     def reads_policy(self) -> bool:
         return True
+
+
+@pytest.mark.parametrize("objective", [GRPO, Separate])
+def test_a_policy_that_does_not_move_stays_on_policy(objective: type[GRPO]) -> None:
+    """All passes see the same arithmetic: the ratio of the second update is exactly 1 if the first moved nothing."""
+    settings = OptimizerSettings(lr=0.0, updates=2, micro_batches=3)
+    metrics = trainer(Recipe("grpo", objective(), optimizer=settings), prompts=8, group_size=8).step(1)
+    assert metrics["policy/ratio"] == 1.0 and metrics["kl"] == 0.0 and not metrics["zero_grad_frac"] > 0
 
 
 def test_the_first_update_supplies_the_old_log_probs_of_a_pass_before_it() -> None:
@@ -195,6 +197,14 @@ def test_ids_that_no_engine_samples_have_no_probability_in_the_trainer_either() 
     assert run_.policy.vocabulary == tokens and metrics["mismatch/max"] < 1e-5
     object.__setattr__(run_.policy, "vocabulary", tokens + 7)
     assert run_.step(2)["mismatch/max"] > 1e-3
+
+
+@pytest.mark.parametrize(("name", "parts"), [("grpo", 16), ("real", 4), ("m2po", 1)])
+def test_what_looks_at_whole_groups_or_batches_gets_them_whatever_the_budget(name: str, parts: int) -> None:
+    """4 groups of 4, and a budget of one token: rows one by one, groups, or everything."""
+    run_ = trainer(recipe(name), micro_batch_tokens=1)
+    assert len(run_.own_parts(run_.collector.collect(1).rollout)) == parts
+    assert math.isfinite(run_.step(1)["kl"])
 
 
 @dataclass

@@ -187,6 +187,26 @@ def test_the_canary_fires_at_the_step_whose_weights_never_came(
         canary.check(pair.engine, pair, step)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_head_is_seen_in_a_real_engine(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's CPU build keeps a packed copy of a tied head. Small steps: the first two tests of the canary pass it."""
+    language_model = wide_heads(dtype=dtype)
+    pair = Pair(language_model, make_engine("vllm", language_model, EngineSettings(8)))
+    canary = Canary.create(language_model)
+    for seed in (1, 2):
+        disturb(language_model, 2e-3, seed)
+        canary.check(pair.engine, pair, pair.sync())
+    disturb(language_model, 2e-3, 3)
+    weights = [(name, tensor) for name, tensor in language_model.model.named_parameters()]
+    monkeypatch.setattr(pair.engine, "_names", frozenset(dict(weights)))
+    if dtype is torch.float32:
+        monkeypatch.setattr(canary, "tolerance", 0.1)
+    pair.engine.sync(weights, 3)
+    with pytest.raises(InputError, match=r"'vllm' after step 3 .* kept an old head: of 96 logits"):
+        canary.check(pair.engine, pair, 3)
+    pair.engine.close()
+
+
 def test_unchanged_weights_are_no_alarm(pair: Pair) -> None:
     canary = Canary.create(pair.language_model)
     for _ in range(2):

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from small_models import disturb, wide_heads
+from stand_in_server import StandIn
 
 from etr.errors import InputError
 from etr.llm.canary import Canary
@@ -33,68 +29,12 @@ from etr.llm.rollout import (
     request_seeds,
     vllm_compat,
 )
+from etr.llm.rollout.server_engine import ServerEngine
 
 pytest.importorskip("transformers")
 
 PROMPTS = [[3, 4, 5], [6, 7], [8]]
 SEEDS = request_seeds(0, 1, [0, 1, 2], 4)
-
-
-class StandIn(ThreadingHTTPServer):
-    """The paths of a vLLM server that the engine uses, answered by a transformers model."""
-
-    def __init__(self, takes_weights: bool = True, before_temperature: bool = False) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.language_model = wide_heads(seed=5)
-        self.takes_weights, self.before_temperature = takes_weights, before_temperature
-        self.lock, self.asked = threading.Lock(), list[dict[str, Any]]()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def answer(self, path: str, body: dict[str, Any]) -> Any:
-        if path == "/v1/models":
-            return {"data": [{"id": "served"}]}
-        if path == "/v1/completions":
-            return {"choices": [self.complete(body)]}
-        if path == "/collective_rpc" and self.takes_weights:
-            assert body["method"] == "reload_weights"
-            weights = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
-            self.language_model.model.load_state_dict(weights)
-            return {"results": [None]}
-        return {} if path == "/reset_prefix_cache" and self.takes_weights else None
-
-    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        self.asked.append(body)
-        engine = TransformersEngine(self.language_model, body["max_tokens"], body["temperature"])
-        if "prompt_logprobs" in body:
-            scores = engine.score([body["prompt"]])[0].tolist()
-            pairs = zip(body["prompt"][1:], scores, strict=True)
-            return {"prompt_logprobs": [None, *({str(token): {"logprob": value}} for token, value in pairs)]}
-        row = engine.generate([body["prompt"]], 1, [body["seed"]])
-        tokens, values = row.completions[0, : row.lengths[0]].tolist(), row.log_probs[0].tolist()  # type: ignore[index]
-        if self.before_temperature:
-            values = engine.score([[*body["prompt"], *tokens]])[0][-len(tokens) :].tolist()
-        return {"token_ids": tokens, "logprobs": {"token_logprobs": values[: len(tokens)]}}
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: StandIn
-
-    def do_GET(self) -> None:
-        with self.server.lock:
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
-            found = self.server.answer(self.path, body)
-        self.send_response(404 if found is None else 200)
-        self.end_headers()
-        self.wfile.write(json.dumps(found).encode())
-
-    do_POST = do_GET
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
 
 
 @dataclass
@@ -109,10 +49,11 @@ def server() -> Iterator[StandIn]:
         server.shutdown()
 
 
-def check_engine(address: str) -> None:
+def check_engine(address: str) -> ServerEngine:
     """Weights arrive and are the trainer's; samples have the trainer's log-probs and their own seeds."""
     language_model = wide_heads()
     engine = make_engine(address, language_model, EngineSettings(8, temperature=0.7))
+    assert isinstance(engine, ServerEngine)
     canary = Canary.create(language_model)
     for step in (1, 2):
         disturb(language_model, 0.2, step)
@@ -130,11 +71,26 @@ def check_engine(address: str) -> None:
         assert bool(rollout.finished[row]) == (int(ids[-1]) in language_model.eos_ids)
     alone = engine.generate([PROMPTS[1]], 1, SEEDS[5:6])
     assert torch.equal(alone.completions[0, : alone.lengths[0]], rollout.completions[5, : rollout.lengths[5]])
+    return engine
 
 
-def test_the_engine_speaks_the_servers_protocol(server: StandIn) -> None:
-    check_engine(server.address)
-    asked = server.asked[-1]
+def check_head(engine: ServerEngine) -> None:
+    """The server's head is the trainer's after each push: its digest changes when the weights do, and only then."""
+    found = []
+    for step, size in ((3, 0.0), (4, 1e-3), (5, 0.0)):
+        disturb(engine.language_model, size, step)
+        engine.sync(exported_weights(engine.language_model.model), step)
+        found.append(engine.head_digest())
+    assert None not in found and found[0] != found[1] == found[2]
+
+
+@pytest.mark.parametrize("backend", [None, "etr_tcp"])
+def test_the_engine_speaks_the_servers_protocol(backend: str | None) -> None:
+    with StandIn(backend=backend) as server:
+        check_engine(server.address)
+        assert server.update.version == ("default" if backend is None else "2")
+        asked = server.asked[-1]
+        server.shutdown()
     assert (asked["top_p"], asked["top_k"], asked["min_p"], asked["repetition_penalty"]) == (1.0, 0, 0.0, 1.0)
     assert asked["ignore_eos"] and asked["stop_token_ids"] == [1] and asked["return_token_ids"]
     assert set(asked["logit_bias"]) == {str(i) for i in range(18, 24)}
@@ -145,7 +101,7 @@ def test_a_server_that_takes_no_weights_is_refused() -> None:
         language_model = wide_heads()
         engine = make_engine(server.address, language_model, EngineSettings(8))
         with pytest.raises(
-            InputError, match=r"takes no weights \(it has no /collective_rpc\); start it with: VLLM_SER"
+            InputError, match=r"takes no weights \(it has no /server_info[^)]*\); start it with: VLLM_SER"
         ):
             engine.sync(exported_weights(language_model.model), 1)
         assert engine.version == 0
@@ -167,17 +123,19 @@ def test_a_dead_server_is_named(server: StandIn) -> None:
         engine.generate(PROMPTS, 4, SEEDS)
 
 
-def test_weights_that_are_missing_never_reach_the_server(server: StandIn) -> None:
-    language_model = wide_heads()
-    engine = make_engine(server.address, language_model, EngineSettings(8))
-    weights = [pair for pair in exported_weights(language_model.model) if pair[0] != "lm_head.weight"]
-    with pytest.raises(InputError, match=r"1 weights of the model were not in the push .*\(lm_head.weight\)"):
-        engine.sync(weights, 1)
+def plugged_in(folder: Path) -> str:
+    """A search path on which this version of etr announces its vLLM plugin, installed or not."""
+    site = folder / "etr_plugin-0.dist-info"
+    site.mkdir(parents=True)
+    (site / "METADATA").write_text("Metadata-Version: 2.1\nName: etr-plugin\nVersion: 0\n")
+    (site / "entry_points.txt").write_text("[vllm.general_plugins]\netr = etr.llm.rollout.vllm_plugin:register\n")
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(vllm_compat.installed() is None or not vllm_compat.for_cpu(), reason="needs vLLM's build for CPUs")
 def test_a_real_server(tmp_path: Path) -> None:
+    """Weights over TCP by vLLM's own weight-transfer API; the model's head is tied to its embedding."""
     language_model = wide_heads()
     language_model.model.save_pretrained(tmp_path / "model")
     language_model.tokenizer.save_pretrained(tmp_path / "model")
@@ -185,16 +143,22 @@ def test_a_real_server(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = "--dtype float32 --enforce-eager --logprobs-mode processed_logprobs --generation-config vllm"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split(), "--host", "127.0.0.1"]
-    environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    options += " --weight-transfer-config.backend etr_tcp --host 127.0.0.1"
+    options += " --worker-extension-cls etr.llm.rollout.vllm_worker.HeadProbe"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split()]
+    environment = {
+        "PYTHONPATH": plugged_in(tmp_path / "site"), "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [*command, "--model", str(tmp_path / "model"), "--port", str(port)],
-            stdout=log, stderr=log, env=os.environ | environment | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"},
+            stdout=log, stderr=log, env=os.environ | environment,
         )  # fmt: skip
         try:
             wait_for(f"http://127.0.0.1:{port}/health", process, tmp_path / "log")
-            check_engine(f"http://127.0.0.1:{port}")
+            engine = check_engine(f"http://127.0.0.1:{port}")
+            check_head(engine)
         finally:
             process.terminate()
             process.wait(60)

@@ -268,7 +268,7 @@ def test_a_key_depends_on_all_that_determines_a_run_and_on_nothing_else(monkeypa
 
 def test_editing_a_users_file_or_what_it_uses_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    rule = "from dataclasses import dataclass\nfrom etr.objectives.grpo import GRPO\nimport a_helper_of_mine\n"
+    rule = "from dataclasses import dataclass\nfrom etr.objectives.grpo import GRPO\nfrom a_helper_of_mine import x\n"
     (tmp_path / "a_rule_of_mine.py").write_text(rule + "@dataclass(frozen=True)\nclass Mine(GRPO):\n    pass\n")
     (tmp_path / "a_helper_of_mine.py").write_text("import json\nx = 1\n")
     monkeypatch.chdir(tmp_path)
@@ -276,7 +276,7 @@ def test_editing_a_users_file_or_what_it_uses_changes_the_key(tmp_path: Path, mo
     model, keys = make_model("bandit-fixed-gap"), set()
     keys.add(run_key(recipe, model, CONFIG))
     for name in ("a_helper_of_mine.py", "a_rule_of_mine.py"):
-        (tmp_path / name).write_text((tmp_path / name).read_text() + "# edited\n")
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "y = 2\n")
         keys.add(run_key(recipe, model, CONFIG))
     assert len(keys) == 3 and None not in keys
     monkeypatch.setattr(sys.modules["a_rule_of_mine"], "__file__", None)  # as for a class of a notebook

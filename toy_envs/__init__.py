@@ -21,7 +21,16 @@ from toy_envs.multi_mode import MultiMode
 from toy_envs.multi_reward import MultiReward
 from toy_envs.noisy import NoisyVerifier
 from toy_envs.random_reward import RandomReward
-from toy_envs.registry import FAMILIES, list_envs, make_env, make_model, register_all, resolve
+from toy_envs.registry import (
+    FAMILIES,
+    add_source,
+    list_envs,
+    make_env,
+    make_model,
+    register,
+    register_all,
+    resolve,
+)
 from toy_envs.token_tree import TokenTree
 from toy_envs.two_stage import TwoStage
 
@@ -39,10 +48,12 @@ __all__ = [
     "RandomReward",
     "TokenTree",
     "TwoStage",
+    "add_source",
     "draw_accepting",
     "list_envs",
     "make_env",
     "make_model",
+    "register",
     "resolve",
 ]
 

@@ -23,6 +23,7 @@ from etr.objective import NEEDS, Objective
 from etr.registry import objective_class
 from etr.systems import SYSTEMS
 from etr.toy.compare import MEASURES
+from etr.validate import CRITERIA, ORDER, SUITE
 
 MARKER = re.compile(r"^<!-- generated: (\S+) -->$", re.MULTILINE)
 EVIDENCE = {
@@ -185,7 +186,19 @@ def measures() -> str:
     return table(["measure", "meaning"], [[name, meaning] for name, meaning in MEASURES.items()])
 
 
+def criteria() -> str:
+    """Every criterion of `etr validate`, in the order of the suite."""
+    parts = []
+    for name in ORDER:
+        one = CRITERIA[name]
+        lines = [f"* **Line:** {one.line}.", f"* **Why there:** {one.because}", f"* **When it fails:** {one.failing}."]
+        required = "" if one.required else " Where it cannot be measured it is left out."
+        parts.append(f"## {one.title}\n\n`{name}`. {one.why}{required}\n\n" + "\n".join(lines))
+    return "\n\n".join([f"Suite {SUITE}.", *parts])
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "criteria": criteria,
     "objectives": objectives,
     "laws": law_list,
     "systems": systems,

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from etr.errors import InputError
 
+MODULES = (
+    "inspect",
+    "toy",
+    "sweep",
+    "doctor",
+    "llm",
+    "evaluate",
+    "observe",
+    "reports",
+    "bench",
+    "reproduce",
+    "new",
+    "promote",
+    "validate",
+    "replay",
+    "plan",
+)
 DESCRIPTION = """Elastic trust regions: understand, invent and use policy objectives for RL with verifiable rewards.
 
 Start here:
@@ -19,6 +37,11 @@ Start here:
   etr train --recipe etr --steps 20          a real LLM with the same loss, on a laptop
   etr observe runs/my-run                    where a run's entropy went, and whether to worry
   etr check my_file.py:Mine                  the laws of objectives, on one of your own
+  etr validate my_file.py:Mine               is it fit for more than toys: a scorecard
+  etr promote etr --to verl                  a folder that trains with one command: here, on verl or on TRL
+  etr replay runs/my-run                     proof that a run trained with this loss
+  etr plan --gpus 64                         memory, hours and cost on a cluster
+  etr new my_method                          a package of your own that etr finds by itself
   etr reproduce                              published statements on entropy and clipping, recomputed"""
 
 
@@ -27,11 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tyro.conf import FlagCreatePairsOff
     from tyro.extras import SubcommandApp
 
-    from etr.cli import bench, doctor, evaluate, inspect, llm, observe, reports, reproduce, sweep, toy
-
     app = SubcommandApp()
-    for module in (inspect, toy, sweep, doctor, llm, evaluate, observe, reports, bench, reproduce):
-        for name, command in module.COMMANDS.items():
+    for module in MODULES:
+        for name, command in import_module(f"etr.cli.{module}").COMMANDS.items():
             app.command(command, name=name)
     try:
         app.cli(prog="etr", description=DESCRIPTION, args=argv, use_underscores=False, config=(FlagCreatePairsOff,))

@@ -11,7 +11,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 import etr
-from etr import laws, unified
+from etr import laws, plugins, unified
 from etr.cli.card import draw_card
 from etr.cli.options import console, print_table
 from etr.errors import InputError, unknown
@@ -23,7 +23,7 @@ from etr.systems import SYSTEMS
 def list_command(
     category: Category | None = None, needs: str | None = None, paper: str | None = None, systems: bool = False
 ) -> None:
-    """List all objectives with their papers. Example: etr list --category entropy --needs clusters
+    """List all objectives with their papers, plugins' too. Example: etr list --category entropy --needs clusters
 
     Args:
         category: Only what changes this first of all.
@@ -40,7 +40,9 @@ def list_command(
     rows = [_row(name) for name in etr.list_objectives() if _chosen(etr.get(name), category, needs, paper)]
     if not rows:
         raise InputError("no objective is like that; drop one of --category, --needs, --paper")
-    header = ["name", "paper", "arXiv", "category", "needs", "evidence"]
+    header = ["name", "paper", "arXiv", "category", "needs", "evidence", "from"]
+    if all(row[-1] == "etr" for row in rows):  # no plugin has any of them
+        header, rows = header[:-1], [row[:-1] for row in rows]
     caption = "evidence: how the equation is known; 'reconstructed' means by this project. Next: etr show NAME"
     print_table("Objectives", header, rows, caption)
 
@@ -48,7 +50,8 @@ def list_command(
 def _row(name: str) -> list[str]:
     objective = etr.get(name)
     paper, needed = objective.paper, ", ".join(sorted(objective.needs)) or "-"
-    return [name, paper.title, paper.arxiv or "-", objective.category, needed, paper.evidence]
+    source = plugins.origin(type(objective))
+    return [name, escape(paper.title), paper.arxiv or "-", objective.category, needed, paper.evidence, escape(source)]
 
 
 def _chosen(objective: Objective, category: str | None, needs: str | None, paper: str | None) -> bool:
@@ -65,7 +68,8 @@ def show(name: Annotated[Positional[str], arg(metavar="RECIPE")], png: str | Non
     """
     recipe = load_recipe(name)
     objective = recipe.objective
-    console.print(f"[bold]{escape(recipe.name)}[/bold]  ({type(objective).__module__})\n")
+    source = escape(f"from {plugins.origin(type(objective))}")
+    console.print(f"[bold]{escape(recipe.name)}[/bold]  ({type(objective).__module__}, {source})\n")
     text = sys.modules[type(objective).__module__].__doc__ or type(objective).__doc__ or ""
     console.print(escape(text.strip()), soft_wrap=True)
     console.print()

@@ -15,9 +15,10 @@ from etr.cli.options import comparison_folder, interval, print_table, progress_b
 from etr.errors import InputError
 from etr.runs import RunFolder
 from etr.toy.cache import Cache
-from etr.toy.compare import Comparison, check_request, compare, curve_rows
+from etr.toy.compare import Comparison, check_request, compare, curve_rows, load_env
 from etr.toy.config import ToyConfig
 from etr.toy.measures import LEVEL, MATCHED, MEASURES
+from etr.toy.recorded_run import record_run
 from etr.toy.tables import Row, write_results
 
 Set = Annotated[tuple[str, ...], arg(name="set", metavar="FIELD=VALUE ...")]
@@ -105,6 +106,8 @@ def run(
     settings = {"settings": asdict(config), "level": level}
     record = {"recipes": [r.as_dict() for r in loaded], "envs": list(envs), **settings}
     with comparison_folder(out, name, record, overwrite) as folder:
+        if len(loaded) == len(envs) == 1:  # a folder holds one record, for `etr replay`
+            record_run(folder.path, loaded[0], load_env(envs[0]), config)
         with progress_bar() as start:
             bars = lambda env, recipe: start(f"{recipe} on {env}", config.iterations)  # noqa: E731
             result = compare(loaded, envs, config, bars, cache, level)

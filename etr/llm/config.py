@@ -17,6 +17,7 @@ CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "overlong": ("keep", "mask", "penalty"),
     "packing": ("auto", "prefix", "cached", "padded"),
+    "attention": ("auto", "sdpa", "eager", "flex_attention", "flash_attention_2"),
     "optimizer_state": ("float32", "8bit", "offload"),
 }
 
@@ -73,6 +74,9 @@ class TrainConfig:
     # Layout of a forward pass: auto, prefix (a prompt once, packed with its completions), cached (a prompt once,
     # completions padded) or padded.
     packing: str = "auto"
+    # Attention of the passes: auto (flex_attention on a GPU where prefix packing gains by it, sdpa elsewhere), sdpa,
+    # eager, flex_attention or flash_attention_2.
+    attention: str = "auto"
     # Recompute activations in the backward pass: less memory, a third more time.
     gradient_checkpointing: bool = False
     # Compile the model's layers (torch.compile): an update takes about a seventh less time, after half a minute.

@@ -44,6 +44,11 @@ class World:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         return World(dist.get_rank(), dist.get_world_size())
 
+    @staticmethod
+    def present() -> World:
+        """The world that this process has joined already, or itself alone."""
+        return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
+
     @property
     def main(self) -> bool:
         """True for the one process that prints and writes files."""
@@ -53,6 +58,10 @@ class World:
         """This rank's contiguous part of `count` things. Raises InputError when there is not one for each rank."""
         if count < self.size:
             raise InputError(f"{count} prompts a step are fewer than {self.size} processes; raise prompts")
+        return self.part(count)
+
+    def part(self, count: int) -> slice:
+        """This rank's contiguous part of `count` things, none where they are fewer than ranks; sizes differ by 1."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def gather(self, value: T) -> list[T]:
@@ -63,20 +72,26 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
+    def together(self, action: Callable[[], T]) -> list[T]:
+        """What `action` returns on every rank, in their order. An InputError of one is raised by all: none waits."""
+        own: T | InputError
+        try:
+            own = action()
+        except InputError as error:
+            if self.size == 1:
+                raise
+            own = error
+        found: list[T] = []
+        for one in self.gather(own):
+            if isinstance(one, InputError):
+                raise own if isinstance(own, InputError) else one
+            found.append(one)
+        return found
+
     def by_main(self, action: Callable[[], T]) -> T:
         """What `action` returns, run by the main process alone, for all. An InputError of it is raised by all."""
-        if self.size == 1:
-            return action()
-        found: tuple[T | None, str | None] = (None, None)
-        if self.main:
-            try:
-                found = action(), None
-            except InputError as error:
-                found = None, str(error)
-        value, refused = self.gather(found)[0]
-        if refused is not None:
-            raise InputError(refused)
-        return value  # type: ignore[return-value]  # None only where T is
+        found: list[T | None] = self.together(lambda: action() if self.main else None)
+        return found[0]  # type: ignore[return-value]  # None only where T is
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """The ranks' rows `[b, ...]` one after another, on this rank's device."""

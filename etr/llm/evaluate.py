@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from etr.errors import InputError
 from etr.files import atomic_write, to_json
+from etr.llm.distributed import ALONE, World
 from etr.llm.items import Item
 from etr.llm.majority import majority, votes
 from etr.llm.models import LanguageModel
@@ -68,33 +70,47 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     grader: Grader | None = None,
+    world: World = ALONE,
 ) -> EvalResult:
     """Sample `samples` answers to each of `items` items of the task (to all, if it has fewer).
 
-    Items, answers and intervals are fixed by `seed`. `progress(done, total)` hears of every batch of items. Answers are
-    graded by `grader`, or by the task's own reward. Raises InputError when a k exceeds `samples`, or fewer than 2 items
-    are left to resample.
+    Items, answers and intervals are fixed by `seed`. `progress(done, total)` hears of every batch of items of this
+    process. Answers are graded by `grader`, or by the task's own reward. Of several processes (`world`) each asks its
+    share of the items, and all have the result. Raises InputError when a k exceeds `samples`, or fewer than 2 items are
+    left to resample; EngineError in every process when the engine of one fails.
     """
+    chosen = _chosen(task, items, samples, ks, seed)
+    count, numbers = len(chosen), {item.question: i for i, item in enumerate(task.items)}
+    own = chosen[world.part(count)]
+    size = max(1, ROWS_PER_BATCH // samples)
+    with ExitStack() as stack:
+        judge = stack.enter_context(Grader(task)) if grader is None else grader
+
+        def answered() -> list[_Part]:
+            found = []
+            # As many batches in every process: where weights are sharded, sampling gathers them from all.
+            for start in range(0, -(-count // world.size), size):
+                batch = own[start : start + size] or chosen[:1]
+                seeds = request_seeds(seed, 0, [numbers[item.question] for item in batch], samples)
+                part = _answers(language_model, engine, judge, batch, samples, seeds)
+                found += [part] if own[start : start + size] else []
+                if progress is not None:
+                    progress(min(start + size, len(own)), len(own))
+            return found
+
+        parts = [part for found in world.together(answered) for part in found]
+    rows = [row for part in parts for row in part.rows]
+    failures = sum(part.timeouts for part in parts), sum(part.errors for part in parts)
+    return summarize(rows, ks, seed, best=judge.bounds[1], failures=failures)
+
+
+def _chosen(task: Task, items: int, samples: int, ks: Sequence[int], seed: int) -> list[Item]:
     if not ks or not 1 <= min(ks) <= max(ks) <= samples:
         raise InputError(f"pass@k needs 1 <= k <= samples, got k {list(ks)} and {samples} samples; change one of them")
     count = min(items, len(task.items))
     if count < 2:
         raise InputError(f"an interval over items needs at least 2 of them, got {count}; evaluate on more")
-    chosen, numbers = task.sample(0, count, seed), {item.question: i for i, item in enumerate(task.items)}
-    size = max(1, ROWS_PER_BATCH // samples)
-    rows: list[Answers] = []
-    failures = [0, 0]
-    with ExitStack() as stack:
-        judge = stack.enter_context(Grader(task)) if grader is None else grader
-        for start in range(0, count, size):
-            batch = chosen[start : start + size]
-            seeds = request_seeds(seed, 0, [numbers[item.question] for item in batch], samples)
-            more, timeouts, errors = _answers(language_model, engine, judge, batch, samples, seeds)
-            rows += more
-            failures = [failures[0] + timeouts, failures[1] + errors]
-            if progress is not None:
-                progress(len(rows), count)
-    return summarize(rows, ks, seed, best=judge.bounds[1], failures=(failures[0], failures[1]))
+    return task.sample(0, count, seed)
 
 
 def summarize(
@@ -129,6 +145,12 @@ def _majorities(counted: list[tuple[int, list[int]]], sampled: list[int], k: int
     return torch.tensor(values, dtype=torch.float64)
 
 
+class _Part(NamedTuple):
+    rows: list[Answers]
+    timeouts: int
+    errors: int
+
+
 def _answers(
     language_model: LanguageModel,
     engine: RolloutEngine,
@@ -136,7 +158,7 @@ def _answers(
     items: list[Item],
     samples: int,
     seeds: Sequence[int],
-) -> tuple[list[Answers], int, int]:
+) -> _Part:
     """Graded answers to some items, and how many could not be graded in time or at all."""
     rollout = engine.generate([encode(language_model.tokenizer, item) for item in items], samples, seeds)
     sampled, finished = texts(language_model, rollout), rollout.finished.tolist()
@@ -146,4 +168,4 @@ def _answers(
         part = slice(i * samples, (i + 1) * samples)
         extracted = [extract(text) for text in sampled[part]]
         rows.append(Answers(item.prompt, item.answer, sampled[part], grades.rewards[part], finished[part], extracted))
-    return rows, grades.timeouts, grades.errors
+    return _Part(rows, grades.timeouts, grades.errors)

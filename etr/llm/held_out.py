@@ -1,4 +1,7 @@
-"""Held-out questions of a run: before, during and after training, with the same sampling seeds each time."""
+"""Held-out questions of a run: before, during and after training, with the same sampling seeds each time.
+
+Several processes share them out, and all have the result.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def held_out(trainer: Trainer, say: Say, when: str) -> EvalResult | None:
     say(f"evaluating {when} on {min(config.eval_items, len(task.items))} held-out questions ...")
     return evaluate(
         trainer.language_model, task, trainer.collector.engine, grader=trainer.collector.grader, seed=config.seed,
-        items=config.eval_items, samples=config.eval_samples, ks=powers(config.eval_samples),
+        world=trainer.world, items=config.eval_items, samples=config.eval_samples, ks=powers(config.eval_samples),
     )  # fmt: skip
 
 

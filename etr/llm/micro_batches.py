@@ -58,11 +58,13 @@ def work(lengths: Lengths, packing: str) -> Work:
     return Work(sum(rows), pairs)
 
 
-def micro_batches(size: int, group_size: int, budget: int, tokens: Callable[[slice], int]) -> list[slice]:
+def micro_batches(
+    size: int, group_size: int, budget: int, tokens: Callable[[slice], int], whole_groups: bool = False
+) -> list[slice]:
     """Contiguous slices of `size` rows with at most `budget` tokens each: whole groups, unless one alone exceeds it.
 
     tokens: what a pass over some rows computes. A group that exceeds the budget gets slices of its own; a single row is
-    never cut, whatever it takes.
+    never cut, whatever it takes. whole_groups: nor is a group, for objectives that compare its rows (`undivided`).
 
     >>> micro_batches(6, 2, 40, lambda rows: 10 * (rows.stop - rows.start))
     [slice(0, 4, None), slice(4, 6, None)]
@@ -71,7 +73,7 @@ def micro_batches(size: int, group_size: int, budget: int, tokens: Callable[[sli
     start = 0
     while start < size:
         ends = range(start + group_size, size + group_size, group_size)
-        if start % group_size or tokens(slice(start, min(ends[0], size))) > budget:
+        if not whole_groups and (start % group_size or tokens(slice(start, min(ends[0], size))) > budget):
             ends = range(start + 1, min((start // group_size + 1) * group_size, size) + 1)
         stop = ends[0]
         for end in ends[1:]:

@@ -83,10 +83,13 @@ class Policy:
             found["top_tokens"], found["top_log_probs"] = top_log_probs(read, self.temperature, chosen)
         return found
 
-    def micro_batches(self, rollout: Rollout, group_size: int, budget_tokens: int) -> list[slice]:
+    def micro_batches(
+        self, rollout: Rollout, group_size: int, budget_tokens: int, whole_groups: bool = False
+    ) -> list[slice]:
         """Contiguous rows whose forward passes compute at most `budget_tokens` each: whole groups where they fit.
 
-        Old log-probs and updates share them, so that both see the same arithmetic. A single row is never cut.
+        Old log-probs and updates share them, so that both see the same arithmetic. A single row is never cut, and no
+        group where `whole_groups` is set.
         """
         if budget_tokens < 1:
             raise InputError(f"micro_batch_tokens is {budget_tokens}; give at least 1, for example 4096")
@@ -96,7 +99,7 @@ class Policy:
             part = known.rows(rows)
             return work(part, self._layout(self.cheapest(part))).tokens
 
-        return micro_batches(len(known), group_size, budget_tokens, tokens)
+        return micro_batches(len(known), group_size, budget_tokens, tokens, whole_groups)
 
     def cheapest(self, known: Lengths) -> str:
         """The allowed packing with the least estimated work: 2 operations a weight and token, 4 a pair and channel.

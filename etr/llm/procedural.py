@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from etr.errors import FieldError, InputError, unknown
+from etr.llm.extensions import TASKS
 from etr.llm.items import Config, Item, user
 from etr.llm.rewards.scores import GYM
 from etr.llm.toy_tasks import TOY_TASKS
@@ -51,7 +52,7 @@ def _short(entry: Mapping[str, Any]) -> Item:
 
 def _unknown_task(name: str, datasets: Iterable[str]) -> str:
     """One sentence with near names, without the hundred others."""
-    own = ["arithmetic", "copy", *TOY_TASKS]
+    own = ["arithmetic", "copy", *TOY_TASKS, *sorted(TASKS)]
     near = [f"'{other}'" for other in get_close_matches(name, [*own, *datasets], n=3, cutoff=0.5)]
     hint = f" did you mean {' or '.join(near)}?" if near else ""
     return (

@@ -15,6 +15,8 @@ from etr.llm.loop import CHECKPOINTS, Loop, Metrics, OnStep, Say
 from etr.llm.setup import build, pick_device
 from etr.llm.train import Trainer
 from etr.recipe import Recipe, recipe_from_dict
+from etr.recorded import FILE, load
+from etr.recording import ENOUGH, Recording
 from etr.runs import RunFolder, read_config, read_metrics
 
 
@@ -29,6 +31,7 @@ def start(recipe: Recipe, config: TrainConfig, out: Path, overwrite: bool, say: 
         # The others may have another name for it: a default one has the time in it.
         with trainer.world.by_main(lambda: RunFolder.create(out, record, overwrite=overwrite)) as folder:
             say(f"run folder: {folder.path}")
+            record_first(trainer, folder.path)
             trainer.begin(0)
             before = held_out.held_out(trainer, say, "before training")
             if before is not None and trainer.world.main:
@@ -60,8 +63,30 @@ def resume(path: Path, steps: int | None, say: Say, on_step: OnStep) -> Path:
             say(f"resuming {path} after step {found.step}")
             for sentence in changed(found.versions):
                 say(sentence)
+            record_first(trainer, path)
             rows = world.by_main(lambda: read_metrics(path))
             return finish(trainer, folder, record, found.step + 1, say, on_step, rows)
+
+
+def record_first(trainer: Trainer, folder: Path) -> None:
+    """Let the main process record one of the first updates for `etr replay`, unless it has one that shows a region."""
+    if trainer.world.main and not shows_region(folder / FILE):
+        settings = {
+            "processes": trainer.world.size,
+            "dtype": str(trainer.language_model.model.dtype).split(".")[-1],
+            "reward_bounds": list(trainer.collector.grader.bounds),
+            "overlong": trainer.config.overlong,
+        }
+        trainer.recording = Recording(folder / FILE, trainer.recipe, "llm", settings)
+
+
+def shows_region(file: Path) -> bool:
+    """Is there a readable record in which the policy had moved, and some token had a gradient?"""
+    try:
+        found = load(file)
+    except InputError:
+        return False
+    return found.moved >= ENOUGH and bool(found.gradient.any())
 
 
 def finish(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from etr.errors import InputError
+from etr.llm.attention import use_attention
 from etr.llm.canary import Canary
 from etr.llm.collect import Collector
 from etr.llm.compiled_layers import compile_layers
@@ -28,6 +29,7 @@ from etr.llm.tasks import load_task
 from etr.llm.toy_tasks import TOY_LLAMA, TOY_TASKS
 from etr.llm.train import SUPPLIES, Trainer
 from etr.recipe import Recipe
+from etr.update import check_parts, split
 
 SHARDED_DTYPES = ("float32", "bfloat16")  # of the passes: sharded weights are float32 masters
 
@@ -40,18 +42,17 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
     device = pick_device(config.device)
     world = World.join(device)
     check_shared(config, world)
-    recipe.objective.require(SUPPLIES, "the LLM trainer")
-    if config.model == TOY_LLAMA and config.task not in TOY_TASKS and not is_source(config.task):
-        raise InputError(f"model '{TOY_LLAMA}' cannot read task '{config.task}'; give task {' or '.join(TOY_TASKS)}")
+    check_recipe(recipe, config, world)
     task = load_task(config.task, split="train", config=config.task_options, seed=config.seed)
     say(f"loading {config.model} ...")
     # Sharded weights are float32 and computed with in `dtype`; alone, the optimizer keeps the float32 masters.
-    language_model = load_model(config.model, config.dtype if world.size == 1 else "float32")
+    attention = "sdpa" if config.attention == "auto" else config.attention
+    language_model = load_model(config.model, config.dtype if world.size == 1 else "float32", attention)
     language_model.model.to(device)
-    reference = None
-    if "ref_log_probs" in recipe.objective.needs:
-        reference = Policy(frozen_copy(language_model), config.temperature, config.packing)
     engine = start_engine(config, language_model, world, say)
+    if config.attention == "auto":
+        use_attention(language_model.model, device, config.packing, engine.name, say)
+    reference = frozen_reference(config, language_model, world) if "ref_log_probs" in recipe.objective.needs else None
     if config.lora_rank:
         language_model = add_lora(language_model, config.lora_rank)
     if config.gradient_checkpointing:
@@ -77,6 +78,20 @@ def build(recipe: Recipe, config: TrainConfig, say: Say) -> Trainer:
     )
 
 
+def frozen_reference(config: TrainConfig, language_model: LanguageModel, world: World) -> Policy:
+    """The weights before training as a policy of their own, in the format of the passes, sharded like the trained ones.
+
+    Nothing is lost by the rounding: the passes of the trained policy round their weights alike, so that the two agree
+    to the last bit until the first update.
+    """
+    copied = frozen_copy(language_model)
+    copied.model.to(DTYPES[config.dtype])
+    policy = Policy(copied, config.temperature, config.packing)
+    if world.size > 1:
+        shard(copied.model, DTYPES[config.dtype])
+    return policy
+
+
 def check_shared(config: TrainConfig, world: World) -> None:
     """Raise InputError for settings that several processes cannot have together."""
     world.share(config.prompts)
@@ -90,6 +105,29 @@ def check_shared(config: TrainConfig, world: World) -> None:
             f"optimizer_state {config.optimizer_state} works in one process only; with {world.size} the moments are "
             "sharded, so use optimizer_state float32"
         )
+
+
+def check_recipe(recipe: Recipe, config: TrainConfig, world: World) -> None:
+    """Raise InputError for a model that cannot read the task, and an objective that this trainer cannot serve.
+
+    So where the settings alone say that its groups or batches would be cut. Micro-batches by `micro_batch_tokens`
+    depend on lengths, and are looked at in each step.
+    """
+    if config.model == TOY_LLAMA and config.task not in TOY_TASKS and not is_source(config.task):
+        raise InputError(f"model '{TOY_LLAMA}' cannot read task '{config.task}'; give task {' or '.join(TOY_TASKS)}")
+    recipe.objective.require(SUPPLIES, "the LLM trainer")
+    objective, count = recipe.objective, recipe.optimizer.micro_batches
+    if objective.undivided == "batch" and world.size > 1:
+        raise InputError(
+            f"objective '{objective.name}' looks at a whole batch at a time, which {world.size} processes would share "
+            "out; train it in one"
+        )
+    if count is None:
+        return
+    for rank in range(world.size):
+        share = World(rank, world.size).share(config.prompts)
+        parts = split((share.stop - share.start) * config.group_size, count)
+        check_parts(objective, parts, config.group_size)
 
 
 def start_engine(config: TrainConfig, language_model: LanguageModel, world: World, say: Say) -> RolloutEngine:
@@ -107,6 +145,11 @@ def start_engine(config: TrainConfig, language_model: LanguageModel, world: Worl
         raise InputError(f"the processes started different engines ({', '.join(sorted(names))}); name one by --engine")
     if world.size > 1 and config.lora_rank and engine.name != "transformers":
         raise InputError("LoRA in several processes samples with the trainer's own model; use --engine transformers")
+    if world.size > 1 and config.refills and engine.name == "transformers":
+        raise InputError(
+            "refills is set, and several processes that sample with the trainer's own sharded model must do so equally "
+            "often; use --engine vllm, or refills 0"
+        )
     started: RolloutEngine = engine
     return started
 

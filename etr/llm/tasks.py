@@ -13,6 +13,7 @@ from etr.errors import InputError
 from etr.llm import procedural
 from etr.llm.data.layouts import read_items, scorer_of
 from etr.llm.data.rows import is_source, read_rows
+from etr.llm.extensions import plugin_items
 from etr.llm.items import Config, Item, user
 from etr.llm.rewards import combine, scores
 from etr.llm.toy_tasks import TOY_TASKS, toy_items
@@ -53,10 +54,10 @@ def load_task(
     """Load a task of at most `size` distinct items: all of a file, 1000 of a task that makes any number.
 
     `name` is "arithmetic" (one-digit sums and differences), "copy-reverse" or "mod-arithmetic" (for the toy Llama),
-    "copy" (for the tiny model), a reasoning-gym dataset, whose options `config` sets, the path of a .jsonl, .json or
-    .parquet file, or hf:NAME[/config][@split]; for these `config` may name the columns as prompt=… and answer=…, and an
-    instruction=… to follow each question. `split` is decided by a hash of the question alone, so a question held out
-    once is held out for every seed and size. Raises `InputError`.
+    "copy" (for the tiny model), a reasoning-gym dataset or a plugin's task, whose options `config` sets, the path of a
+    .jsonl, .json or .parquet file, or hf:NAME[/config][@split]; for these `config` may name the columns as prompt=… and
+    answer=…, and an instruction=… to follow each question. `split` is decided by a hash of the question alone, so a
+    question held out once is held out for every seed and size. Raises `InputError`.
     """
     if size is not None and size < 1:
         raise InputError(f"task size must be at least 1, not {size}; give the number of distinct items to load")
@@ -78,7 +79,7 @@ def _pool(name: str, seed: int, size: int, options: Config) -> tuple[Iterable[It
     if name == "copy" or name in TOY_TASKS:
         _refuse_options(name, options)
         return (_copy_items(seed), "start") if name == "copy" else (toy_items(name, seed), "exact")
-    return procedural.load(name, seed, size, options)
+    return plugin_items(name, seed, size, options) or procedural.load(name, seed, size, options)
 
 
 def _most(name: str) -> int | None:

@@ -41,7 +41,8 @@ from etr.llm.rollout import EngineError, Rollout, texts
 from etr.loss import check_batch
 from etr.objective import State
 from etr.recipe import Recipe
-from etr.update import add_gradients, check_parts, split
+from etr.recording import Recording
+from etr.update import Forward, Observe, add_gradients, check_parts, split
 
 SUPPLIES = (
     *("group", "rewards", "group_ids", "binary_rewards", "components", "tokens", "clusters", "turns"),
@@ -54,8 +55,9 @@ class Trainer:
     """A run in progress: everything a step needs. `etr.llm.setup.build` puts one together.
 
     policy: the trained weights; reference: those that it may not leave (`ref_log_probs`), if the recipe asks;
-    state: of the objective; samples: lines of samples.jsonl from the last step that shows any; failure: what killed the
-    engine after the last update, if anything did. A checkpoint keeps the weights, the optimizer and the state.
+    state: of the objective; recording: sees the first updates, for the replay proof; samples: lines of samples.jsonl
+    from the last step that shows any; failure: what killed the engine after the last update, if anything did. A
+    checkpoint keeps the weights, the optimizer and the state.
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class Trainer:
     state: State
     reference: Policy | None = None
     world: World = ALONE
+    recording: Recording | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
     failure: EngineError | None = None
 
@@ -169,8 +172,6 @@ class Trainer:
         """
         objective, settings = self.recipe.objective, self.recipe.optimizer
         parts = self.own_parts(rollout)
-        idle = parts[:1] * self.world.idle(parts)
-        denominator = objective.denominator(batch.response_mask)
         missing, seen = self.one_pass(rollout), list[dict[str, Tensor]]()
         sums: dict[str, Mean] = {}
         norm = whole = torch.zeros(())  # of the last gradient and of the first
@@ -183,22 +184,16 @@ class Trainer:
                 for name, mean in {**out.metrics, **diagnostics.clipped(objective, part)}.items():
                     sums[name] = sums[name] + mean if name in sums else mean
 
-        def current(rows: slice) -> dict[str, Tensor]:
-            return self.current(rollout, rows, batch.top_tokens)
-
         def forward(rows: slice) -> dict[str, Tensor]:
             if not missing:
-                return current(rows)
+                return self.current(rollout, rows, batch.top_tokens)
             found = self.policy.columns(rollout, rows, objective.needs | {"entropy"})
             seen.append({name: x.detach() for name, x in found.items()})  # constants: the old policy does not move
             return {**found, "old_log_probs": seen[-1]["log_probs"]}
 
         for update in range(settings.updates):
-            self.optimizer.zero_grad()
             last = update == settings.updates - 1
-            watch = observe if last or not first else None
-            loss = add_gradients(objective, batch, forward, denominator, parts, watch, scale=self.world.size)
-            add_gradients(objective, batch, current, denominator, idle, scale=0.0)
+            loss = self.add_gradients(rollout, batch, forward, parts, observe if last or not first else None)
             norm = self.optimizer.clip(settings.max_grad_norm)
             whole = norm if update == 0 else whole
             require_finite(step, float(loss), float(norm))
@@ -208,6 +203,23 @@ class Trainer:
                 batch = dataclasses.replace(batch, **own, old_log_probs=own["log_probs"])
         self.optimizer.zero_grad()  # gradients are the largest thing that the next rollout would share its memory with
         return batch, self.world.total(sums) | self.signal(first[0], whole, parts), float(norm)
+
+    def add_gradients(
+        self, rollout: Rollout, batch: Batch, forward: Forward, parts: list[slice], observe: Observe | None
+    ) -> Tensor:
+        """The gradient of one update in the parameters, over the micro-batches of all processes; returns its loss."""
+        objective, recording, scale = self.recipe.objective, self.recording, float(self.world.size)
+        denominator = objective.denominator(batch.response_mask)
+        passes, watch = (forward, observe) if recording is None else recording.around(forward, observe, scale)
+        self.optimizer.zero_grad()
+        loss = add_gradients(objective, batch, passes, denominator, parts, watch, scale=scale)
+        if recording is not None:
+            recording.finish(denominator)
+        idle = parts[:1] * self.world.idle(parts)
+        add_gradients(
+            objective, batch, lambda rows: self.current(rollout, rows, batch.top_tokens), denominator, idle, scale=0.0
+        )
+        return loss
 
     def current(self, rollout: Rollout, rows: slice, top_tokens: Tensor | None = None) -> dict[str, Tensor]:
         """The columns of the current policy with their graph, those that the objective asks for."""
@@ -260,14 +272,19 @@ class Trainer:
         return {name: float(value) for name, value in found.items()}
 
     def own_parts(self, rollout: Rollout) -> list[slice]:
-        """The rows of each micro-batch of this process; all passes share them, so that all see the same arithmetic."""
+        """The rows of each micro-batch of this process; all passes share them, so that all see the same arithmetic.
+
+        An objective that looks at whole groups or the whole batch gets those, whatever the budget of tokens is.
+        """
         own = self.world.share(len(rollout.sequences) // self.config.group_size)
         start, stop = own.start * self.config.group_size, own.stop * self.config.group_size
         if (count := self.recipe.optimizer.micro_batches) is not None:
             parts = split(stop - start, count)
         else:
-            budget = self.config.micro_batch_tokens
-            parts = self.policy.micro_batches(rollout.rows(slice(start, stop)), self.config.group_size, budget)
+            undivided, budget = self.recipe.objective.undivided, self.config.micro_batch_tokens
+            size, whole = self.config.group_size, undivided == "group"
+            found = self.policy.micro_batches(rollout.rows(slice(start, stop)), size, budget, whole)
+            parts = [slice(0, stop - start)] if undivided == "batch" else found
         own_parts = [slice(start + part.start, start + part.stop) for part in parts]
         shared = own_parts * self.world.size  # each process has parts of its own
         check_parts(self.recipe.objective, shared, self.config.group_size)

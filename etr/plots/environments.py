@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from etr import exact
 from etr.errors import InputError
 from etr.plots.answers import ANSWERS, table_of_sums
 from etr.plots.curves import draw_curves, seeds_note
-from etr.plots.panels import Histories, Panel
+from etr.plots.panels import Answer, Histories, Panel, final
 from etr.plots.style import QUIET, End, finish, new_figure, styled
 from toy_envs import ExactEnv, make_env, resolve
 
@@ -37,12 +38,21 @@ def environment_answer(env_name: str, histories: Histories) -> Figure:
 
 
 def _lines(family: str, env: ExactEnv[Any], histories: Histories) -> Figure:
-    panels, note = ANSWERS[family](env, histories)
+    panels, note = ANSWERS.get(family, _by_prompt)(env, histories)
     figure = new_figure(7.2 if len(panels) == 1 else 10.6, 4.4)
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     _title(figure, env)
     ends = {axes: _draw(axes, panel) for axes, panel in zip(grid, panels, strict=True)}
     return finish(figure, f"{note} {seeds_note(panels[0].lines)}", ends)
+
+
+def _by_prompt(env: ExactEnv[Any], histories: Histories) -> Answer:
+    """Of an environment without a picture of its own, a plugin's: what each prompt earns, and what it could."""
+    model = env.model
+    lines = final(histories, lambda logits: exact.expected_reward(logits, model))
+    labels = ("What was learnt, by prompt", "number of the prompt", "expected success")
+    panel = Panel(labels, range(model.prompts), lines, ("optimum", model.success.amax(-1)))
+    return [panel], "Exact, from the policies after training."
 
 
 def _title(figure: Figure, env: ExactEnv[Any]) -> None:

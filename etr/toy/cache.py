@@ -97,7 +97,7 @@ def train_all(
 
 def run_key(recipe: Recipe, model: ExactModel, config: ToyConfig) -> str | None:
     """The name of a run by all that determines it; None for an objective whose source cannot be read (a notebook's)."""
-    own = own_digest(type(recipe.objective))
+    own = own_digest(recipe)
     if own is None:
         return None
     settings = {key: value for key, value in recipe.as_dict().items() if key != "name"}  # a name changes no result

@@ -10,20 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
+from etr.batch import Batch
+from etr.errors import InputError
 from etr.loss import check_batch, policy_loss
 from etr.recipe import Recipe
+from etr.recording import Recording
 from etr.toy.answers import answer
 from etr.toy.compiled import compiled
 from etr.toy.config import ToyConfig
 from etr.toy.policies import make_policy
+from etr.toy.record import KeepingScorer, RecordingUpdater
 from etr.toy.recorder import History, Recorder
 from etr.toy.rollout import Scorer, Steps, rollout, streams, supplies
-from etr.toy.update import Updater, new_learner
+from etr.toy.update import Learner, Updater, new_learner
 from etr.update import check_parts, split
 from toy_envs.model import ExactModel
 
 __all__ = ["History", "ToyConfig", "train"]
+Update = Callable[[Learner, Batch, Tensor, Tensor], Learner]
 
 
 def train(
@@ -32,13 +38,15 @@ def train(
     config: ToyConfig,
     progress: Callable[[int], None] = lambda step: None,
     copies: int = 1,
+    recording: Recording | None = None,
 ) -> History:
     """Train `recipe` on `model` from the uniform policy with every seed at once; `progress` gets each iteration.
 
     copies: runs for each seed, one after the other in the run dimension; for a recipe that has several settings
-    (`etr.toy.stack`), whose runs then meet the same random numbers.
-    Raises InputError for settings out of range, or when the objective needs an input that this environment does not
-    have.
+    (`etr.toy.stack`), whose runs then meet the same random numbers; recording: sees the updates of a single,
+    uncompiled run until it has what it needs.
+    Raises InputError for settings out of range, when the objective needs an input that this environment does not have,
+    or for a recording of several runs.
     """
     config.check()
     objective = recipe.objective
@@ -47,9 +55,7 @@ def train(
     parts = split(model.prompts * config.group_size, recipe.optimizer.micro_batches or 1)
     check_parts(objective, parts, config.group_size)
     updater = Updater(recipe, logits, parts, objective.needs)
-    steps, update = Steps(answer, Scorer(recipe)), updater
-    if config.compile:
-        steps, update = Steps(compiled(steps.answer), compiled(steps.score)), compiled(updater)
+    update, steps = functions(updater, config, copies, recording)
     dtype = getattr(torch, config.dtype)
     learner = new_learner(torch.zeros(copies * config.seeds, rows, model.vocab_size, dtype=dtype))
     state = objective.init_state((copies * config.seeds,), learner.parameters.device)
@@ -72,3 +78,20 @@ def train(
             recorder.measure(step, logits(learner.parameters), old_logits, batch, index)
         progress(step)
     return recorder.history(logits(learner.parameters))
+
+
+def functions(updater: Updater, config: ToyConfig, copies: int, recording: Recording | None) -> tuple[Update, Steps]:
+    """The update and the steps of a rollout: compiled, seen by the recording, or as they are.
+
+    Raises InputError for a recording of several runs, or of a compiled one.
+    """
+    if recording is not None:
+        if config.compile or copies * config.seeds != 1:
+            raise InputError("a recording is of one uncompiled run; give one seed, and compile=False")
+        scorer = KeepingScorer(updater.recipe)
+        fields = (updater.recipe, updater.logits, updater.parts, updater.needs)
+        return RecordingUpdater(*fields, recording, scorer.seen), Steps(answer, scorer)
+    plain = Scorer(updater.recipe)
+    if config.compile:
+        return compiled(updater), Steps(compiled(answer), compiled(plain))
+    return updater, Steps(answer, plain)

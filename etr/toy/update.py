@@ -63,7 +63,10 @@ class Updater:
 
     def loss(self, parameters: Tensor, batch: Batch, index: Tensor, denominator: Tensor) -> Tensor:
         """The loss summed over runs; they do not mix, so the gradient of the sum is each run's own."""
-        whole = self.current(parameters, batch, index)
+        return self.loss_of(self.current(parameters, batch, index), denominator)
+
+    def loss_of(self, whole: Batch, denominator: Tensor) -> Tensor:
+        """The same for a batch that holds the current policy's columns already."""
         parts = [whole] if len(self.parts) == 1 else [whole.rows(rows) for rows in self.parts]
         losses = [policy_loss(self.recipe.objective, part, denominator, check=False).loss.sum() for part in parts]
         return sum(losses[1:], losses[0])

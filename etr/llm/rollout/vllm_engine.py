@@ -14,6 +14,7 @@ from etr.llm.export import checked, exported_weights, weight_names
 from etr.llm.models import LanguageModel
 from etr.llm.rollout import vllm_compat
 from etr.llm.rollout.base import EngineError, EngineSettings, Rollout, check_prompts, pack_lists, vocabulary_size
+from etr.llm.rollout.head import vllm_digest
 from etr.llm.rollout.process_state import own_state
 from etr.llm.rollout.seeds import check_seeds
 
@@ -62,6 +63,12 @@ class VllmEngine:
         parameters = vllm_compat.sampling(temperature=1.0, max_tokens=1, prompt_logprobs=0, seed=0)
         outputs = self._run("scoring", sequences, [parameters] * len(sequences))
         return [torch.tensor(vllm_compat.prompt_scores(output)) for output in outputs]
+
+    def head_digest(self) -> str | None:
+        """As `etr.llm.rollout.head.ShowsHead` says."""
+        with self._failing("asking its head"), own_state():
+            found: list[str] = self._llm.apply_model(vllm_digest)
+        return found[0]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Push all weights; InputError when one is missing among them, EngineError when the engine fails."""
