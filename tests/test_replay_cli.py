@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from records import recorded
 from safetensors.torch import load_file
+from scorecards import criteria, scorecard
 from test_recorded import rewrite
 
 from etr.cli import main
-from etr.provenance import loss_fields, loss_hash, loss_sources
-from etr.recipe import Recipe, load_recipe
+from etr.recipe import load_recipe
 from etr.recorded import FILE
 from etr.replays import paths
 from etr.runs import RunFolder
-from etr.validate import SUITE, Scorecard, write_scorecard
+from etr.validate import write_scorecard
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
@@ -77,15 +75,6 @@ def test_changed_code_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert not written["agrees"] and not written["same_code"] and written["outcomes"][0]["verdict"] == "bit-equal"
 
 
-def scorecard(recipe: Recipe, folder: Path, outcome: str = "pass", **changes: Any) -> None:
-    """A scorecard of one criterion for that recipe."""
-    sources, fields = loss_sources(recipe), loss_fields(recipe)
-    criterion = {"name": "laws", "outcome": outcome, "required": True, "text": "laws hold", "failing": "one does not"}
-    card = Scorecard(recipe.as_dict(), recipe.name, (criterion,), loss_hash(recipe), sources, fields, SUITE, False,
-                     {}, {}, {})  # fmt: skip
-    write_scorecard(folder, dataclasses.replace(card, **changes))
-
-
 def test_the_scorecard_beside_or_above_is_held_against_the_record(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe("etr")
     Path("p/run").mkdir(parents=True)
@@ -95,9 +84,10 @@ def test_the_scorecard_beside_or_above_is_held_against_the_record(capsys: pytest
         for changes, status, words, found in (
             ({}, 0, "is the validated one", True),
             ({"loss_hash": "1" * 64}, 1, "is NOT the validated one", False),
-            ({"outcome": "fail"}, 1, "did NOT pass its scorecard", False),
+            ({"criteria": criteria(cost="fail")}, 1, "did NOT pass its scorecard", False),
+            ({"criteria": criteria()[:1]}, 1, "does not stand for it", False),
         ):
-            scorecard(recipe, folder, **changes)
+            write_scorecard(folder, scorecard(recipe, **changes))
             code, out = run(capsys, "p/run", "--path", "llm", "--json", "r.json")
             assert code == status and words in out
             assert json.loads(Path("r.json").read_text())["validated"] == found

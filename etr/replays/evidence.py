@@ -25,11 +25,14 @@ def evidence(recorded: Recorded, file: Path) -> tuple[dict[str, bool], list[str]
     except InputError as error:
         return {**found, "validated": False}, [*notes, f"The scorecard cannot be used: {error}."]
     same = scorecard.loss_hash == recorded.loss_hash
-    found["validated"] = same and scorecard.passed
+    reasons = scorecard.mismatches(recorded.recipe) if found["same_code"] else []
+    found["validated"] = same and scorecard.passed and not reasons
     if not same:
         text = f"is NOT the validated one: the scorecard '{card}' is of {scorecard.loss_hash[:12]}"
     elif not scorecard.passed:
         text = f"did NOT pass its scorecard '{card}' ({', '.join(scorecard.failed)})"
+    elif reasons:
+        text = f"has a scorecard '{card}' that does not stand for it: {'; '.join(reasons)}"
     else:
         text = f"is the validated one: the scorecard '{card}' has the same hash"
     return found, [*notes, f"The recorded loss {text}."]
