@@ -20,6 +20,9 @@ from etr.promote.recipes import write_recipe
 from etr.promote.texts import Own, write_settings, write_texts
 from etr.promote.trl import check_types, translate
 from etr.recipe import Recipe, load_recipe
+from etr.recorded import FILE, load
+from etr.replays.agreement import run_all
+from etr.replays.inputs import check_inputs
 
 HOUSE = Path(__file__).parent.parent.parent.parent
 CONFIG = TrainConfig(
@@ -74,7 +77,11 @@ def test_its_script_trains(tmp_path: Path) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "is as it was promoted" in done.stdout
     assert (folder / "data" / "train.jsonl").read_text().count("\n") > 10
-    assert (folder / "first_batch.safetensors").exists()
+    recorded = load(folder / FILE)  # what TRL computed in this run
+    outcomes, _ = run_all(recorded, ("toy", "llm", "trl"))
+    assert recorded.host == "trl" and recorded.gradient.any()
+    assert {outcome.verdict for outcome in outcomes} <= {"agrees", "bit-equal"} and len(outcomes) >= 3
+    assert {check.what for check in check_inputs(recorded) if check.verdict == "same"} >= {"denominator", "advantages"}
     assert list((folder / "run").glob("checkpoint-*"))
     settings = folder / "trl.yaml"
     settings.write_text(settings.read_text().replace("log_completions: false", "log_completions: 'false'"))
