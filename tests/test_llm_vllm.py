@@ -6,21 +6,17 @@ import math
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
 from small_models import disturb, wide_heads
+from vllm_pairs import Pair
 
 from etr.errors import InputError
 from etr.llm.canary import Canary
-from etr.llm.export import exported_weights
-from etr.llm.models import LanguageModel
 from etr.llm.rollout import (
     EngineError,
     EngineSettings,
-    RolloutEngine,
-    TransformersEngine,
     make_engine,
     request_seeds,
     vllm_compat,
@@ -35,24 +31,6 @@ pytestmark = [
 
 PROMPTS = [[3, 4, 5], [6, 7], [8]]
 SEEDS = request_seeds(0, 1, [0, 1, 2], 4)
-
-
-@dataclass
-class Pair:
-    language_model: LanguageModel
-    engine: RolloutEngine
-    steps: int = 0
-
-    def sync(self) -> int:
-        self.steps += 1
-        self.engine.sync(exported_weights(self.language_model.model), self.steps)
-        return self.steps
-
-    def apart(self) -> float:
-        """Largest difference of log-probs between engine and trainer on fixed sequences."""
-        rows = [[3, 4, 5, 6, 7, 8, 9], [9, 2, 1, 17]]
-        own = TransformersEngine(self.language_model).score(rows)
-        return float((torch.cat(self.engine.score(rows)) - torch.cat(own)).abs().max())
 
 
 @pytest.fixture(scope="module")
@@ -185,26 +163,6 @@ def test_the_canary_fires_at_the_step_whose_weights_never_came(
     match = "kept old weights: the trainer moved by" if size < 1e-3 else "does not sample with the trainer's weights"
     with pytest.raises(InputError, match=rf"'vllm' after step {step} .*{match}.*log-prob -?\d.* trainer has -?\d"):
         canary.check(pair.engine, pair, step)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_frozen_head_is_seen_in_a_real_engine(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's CPU build keeps a packed copy of a tied head. Small steps: the first two tests of the canary pass it."""
-    language_model = wide_heads(dtype=dtype)
-    pair = Pair(language_model, make_engine("vllm", language_model, EngineSettings(8)))
-    canary = Canary.create(language_model)
-    for seed in (1, 2):
-        disturb(language_model, 2e-3, seed)
-        canary.check(pair.engine, pair, pair.sync())
-    disturb(language_model, 2e-3, 3)
-    weights = [(name, tensor) for name, tensor in language_model.model.named_parameters()]
-    monkeypatch.setattr(pair.engine, "_names", frozenset(dict(weights)))
-    if dtype is torch.float32:
-        monkeypatch.setattr(canary, "tolerance", 0.1)
-    pair.engine.sync(weights, 3)
-    with pytest.raises(InputError, match=r"'vllm' after step 3 .* kept an old head: of 96 logits"):
-        canary.check(pair.engine, pair, 3)
-    pair.engine.close()
 
 
 def test_unchanged_weights_are_no_alarm(pair: Pair) -> None:
