@@ -90,10 +90,10 @@ def test_values_are_written_as_hydra_reads_them():
 def test_a_users_own_class_is_known_by_the_recipe_in_the_environment(tmp_path, monkeypatch):
     from etr.promote.recipes import write_recipe
 
-    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "half_width.py").write_text(OWN)
     folder = tmp_path / "promoted"
     folder.mkdir()
-    recipe = load_recipe(f"{tmp_path / 'mine.py'}:Mine", {"half": 0.25})
+    recipe = load_recipe(f"{tmp_path / 'half_width.py'}:Mine", {"half": 0.25})
     write_recipe(folder, recipe)
     assert "Mine" not in names()
     monkeypatch.setenv("ETR_RECIPE", str(folder / "recipe.yaml"))
