@@ -21,7 +21,7 @@ def environment() -> dict[str, object]:
     """Versions, machine, threads, git commit and command line, as plain values for JSON."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "etr": etr.__version__,
         "git_commit": git_commit(Path(etr.__file__).parent.parent),
         "python": platform.python_version(),
