@@ -110,8 +110,7 @@ def check_shared(config: TrainConfig, world: World) -> None:
 def check_recipe(recipe: Recipe, config: TrainConfig, world: World) -> None:
     """Raise InputError for a model that cannot read the task, and an objective that this trainer cannot serve.
 
-    So where the settings alone say that its groups or batches would be cut. Micro-batches by `micro_batch_tokens`
-    depend on lengths, and are looked at in each step.
+    So where the settings say that its groups or batches would be cut. Micro-batches by `micro_batch_tokens` never do.
     """
     if config.model == TOY_LLAMA and config.task not in TOY_TASKS and not is_source(config.task):
         raise InputError(f"model '{TOY_LLAMA}' cannot read task '{config.task}'; give task {' or '.join(TOY_TASKS)}")
