@@ -8,8 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from etr.adapters.verl import rewards
 from etr.adapters.verl.rewards import compute_score
 from etr.errors import InputError
+from etr.llm.rewards.pool import Pool
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_graders_left():
+    """A worker of verl keeps its graders to its end, and this process has other tests to run."""
+    started, patch = [], pytest.MonkeyPatch()
+    patch.setattr(rewards, "Pool", lambda *settings: started.append(Pool(*settings)) or started[-1])
+    yield
+    patch.undo()
+    rewards._grade.cache_clear()
+    for pool in started:
+        pool.close()
 
 
 def test_an_answer_is_graded_by_its_rows_scorer():
